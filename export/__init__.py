@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from mdlstm_tk.export.capture import translation_table as translation_table
     from mdlstm_tk.export.lowering.lower import lower as lower
     from mdlstm_tk.export.network import float64_reference as float64_reference
+    from mdlstm_tk.export.onnx import ExportReport as ExportReport
     from mdlstm_tk.export.onnx import export_onnx as export_onnx
-    from mdlstm_tk.export.report import ExportReport as ExportReport
     from mdlstm_tk.export.runs import export_run as export_run
     from mdlstm_tk.export.tiles import export_tiles as export_tiles
     from mdlstm_tk.export.verify import Parity as Parity
-    from mdlstm_tk.export.verify_file import VerificationReport as VerificationReport
+    from mdlstm_tk.export.verify import VerificationReport as VerificationReport
     from mdlstm_tk.export.verify_file import verify_model as verify_model
 
 __all__, __getattr__, __dir__ = lazy_names(
@@ -40,12 +40,11 @@ __all__, __getattr__, __dir__ = lazy_names(
         "capture": ("translation_table",),
         "lowering.lower": ("lower",),
         "network": ("float64_reference",),
-        "onnx": ("export_onnx",),
-        "report": ("ExportReport",),
+        "onnx": ("ExportReport", "export_onnx"),
         "runs": ("export_run",),
         "tiles": ("export_tiles",),
-        "verify": ("Parity",),
-        "verify_file": ("VerificationReport", "verify_model"),
+        "verify": ("Parity", "VerificationReport"),
+        "verify_file": ("verify_model",),
     },
     extra="train",
 )

@@ -49,10 +49,6 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {torch.ops.mdlstm.wavefront.default: _translate, **TRANSLATIONS}
 
 
-class DecisionError(MDLSTMError):
-    """A forward decides by an extent, where a file has one answer."""
-
-
 @dataclass(frozen=True)
 class Captured:
     """A graph with a node for each sweep, and what torch knows about it.
@@ -98,7 +94,7 @@ def capture(
         starts = dict(zip(first, [2, *(least or [SMALL] * len(first))], strict=False))
         units = dict(zip(first, [1, *(multiples or [1] * len(first))], strict=False))
         if reason := conditions.refused(starts, units):
-            raise DecisionError(
+            raise MDLSTMError(
                 f"{name} cannot be exported{' for any size' if first[1:] else ''}: its forward asks "
                 f"whether {reason}; a file has one answer, so compute both, or export it for one grid"
             )

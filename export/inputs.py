@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import isfinite, prod
 from typing import Any
@@ -25,7 +25,7 @@ from mdlstm_tk.export.network import (
     mdlstm_layers,
 )
 from mdlstm_tk.io import Array
-from mdlstm_tk.io.metadata import Bounds, Extents, FreeExtents
+from mdlstm_tk.io.metadata import Bounds, Extents, Form, FreeExtents
 
 Examples = Tensor | Sequence[Tensor | None]
 Function = Callable[[tuple[int, ...], torch.Generator], Tensor | Array]
@@ -35,7 +35,8 @@ Cases = dict[str, dict[str, Array]]  # all inputs but `sizes` by name, x first; 
 # Odd, so that a network with strides does not take them by chance; and larger ones.
 MAIN, ENLARGEMENTS = (17, 23, 19), (1, 3, 7)
 MAX_POSITIONS = 2**14  # of a grid that is chosen here
-MAX_TENSOR, QUICK = 2**25, 0.1  # numbers, seconds: of the largest grid
+LARGE, LARGEST = 64, 2**16  # extents, and positions, of the largest grid
+ZEROS = "zeros"  # the case, which some networks do not take
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,9 @@ class Inputs:
         grid: extents to export for, None where they are free.
         example: the example x, or None.
         min_grid: the least extents that the network takes.
-        shapes: for each grid to verify on, the shapes of all outputs; the main grid first.
-        small: small grids that are verified, too.
+        shapes: for each grid that the network was run on, the shapes of all outputs.
+        grids: those that a later verification runs on, too, the main one first: the grid to export for, or
+            one of moderate size.
     """
 
     channels: int
@@ -121,7 +123,7 @@ class Inputs:
     example: Array | None
     min_grid: Extents
     shapes: dict[Extents, dict[str, tuple[int, ...]]] = field(default_factory=dict)
-    small: list[Extents] = field(default_factory=list)
+    grids: list[Extents] = field(default_factory=list)
 
     @property
     def ndim(self) -> int:
@@ -130,8 +132,8 @@ class Inputs:
 
     @property
     def main(self) -> Extents:
-        """The main grid to verify on: the grid to export for, or one of moderate size."""
-        return next(iter(self.shapes))
+        """The main grid to verify on."""
+        return self.grids[0]
 
     @property
     def free(self) -> list[int]:
@@ -150,14 +152,14 @@ class Inputs:
 
     def arrays(self, grid: Sequence[int], batch: int, seed: int = 0) -> dict[str, Array]:
         """Random inputs on a grid, but `sizes`; x comes first."""
-        grid = tuple(grid)
-        shapes = {"x": (*grid, self.channels) if self.channels_last else (self.channels, *grid)}
+        shapes: dict[str, FreeExtents] = {
+            "x": (*grid, self.channels) if self.channels_last else (self.channels, *grid)
+        }
         for name, example in self.further.items():
             shapes[name] = tuple(example.shape[1:])
             if before := self.grid_inputs.get(name):
                 shapes[name] = (*example.shape[1:before], *grid, *example.shape[before + self.ndim :])
-        rng = np.random.default_rng(seed)
-        return {name: self.draws[name]((batch, *shape), rng) for name, shape in shapes.items()}
+        return drawn(self.draws, shapes, (), batch, seed)
 
     def tensors(self, grid: Extents) -> dict[str, Tensor]:
         """All inputs for a batch of 2 on a grid, by name, in the order of the file."""
@@ -165,29 +167,34 @@ class Inputs:
         sizes = {"sizes": torch.tensor([grid] * 2, device="cpu")} if self.padded else {}
         return {"x": x, **sizes, **dict(zip(self.further, further, strict=True))}
 
-    def grids(self) -> list[Extents]:
-        """The grids that a later verification draws inputs on, too, main grid first; of a network that
-        takes padded samples also smaller ones."""
-        units = [extent // m for extent, m in zip(self.main, self.multiple_of, strict=True)]
-        parts = (0.8, 0.5, 0.2, 0) if self.padded else ()
-        smaller = [np.maximum(1, np.multiply(part, units)).astype(int) * self.multiple_of for part in parts]
-        return list(dict.fromkeys([*self.shapes, *(tuple(grid.tolist()) for grid in smaller)]))
-
-    def cases(self, user: Mapping[str, Array]) -> Cases:
-        """Random inputs on all grids, one more on the main grid, and zeros; then x of the user, by name."""
-        cases = random_cases(self.arrays, [*self.grids(), *self.small], [0])
+    def cases(self) -> Cases:
+        """Random inputs on all grids that the network was run on, one more on the main grid, zeros, and the
+        example."""
+        cases = random_cases(self.arrays, [*self.shapes], [0])
         cases |= random_cases(self.arrays, [self.main], [1])
         low, high = self.draws["x"].range or (0, 0)
         if low <= 0 <= high and self.draws["x"].function is None:  # what a blank image is
             blank = self.arrays(self.main, 1)
-            cases["zeros"] = {**blank, "x": np.zeros_like(blank["x"])}
-        for name, x in user.items():
-            further = self.arrays(grid_of(x, self.channels_last), len(x))
-            for key, example in self.further.items():
-                if key not in self.grid_inputs:
-                    further[key] = example.numpy()[np.arange(len(x)) % len(example)]
-            cases[name] = {**further, "x": x}
+            cases[ZEROS] = {**blank, "x": np.zeros_like(blank["x"])}
+        x = self.example
+        if x is not None and self.like(grid_of(x, self.channels_last)) == grid_of(x, self.channels_last):
+            example = self.arrays(grid_of(x, self.channels_last), len(x))
+            own = {name: self.further[name].numpy() for name in {*self.further} - {*self.grid_inputs}}
+            cases["example_inputs"] = {**example, **own, "x": x}
         return cases
+
+
+def drawn(
+    draws: Mapping[str, Draw], shapes: Mapping[str, FreeExtents], free: Sequence[int], batch: int, seed: int
+) -> dict[str, Array]:
+    """Random inputs of shapes (batch, *shape), in which None stands for the extents `free`, in order."""
+    rng = np.random.default_rng(seed)
+    result = {}
+    for name, shape in shapes.items():
+        extents = iter(free)
+        known = [next(extents, 1) if extent is None else extent for extent in shape]
+        result[name] = draws[name]((batch, *known), rng)
+    return result
 
 
 def random_cases(
@@ -202,29 +209,26 @@ def random_cases(
 
 def read_inputs(
     module: nn.Module,
-    example_inputs: Examples | None = None,
-    *,
-    grid: FreeExtents | None = None,
-    any_size: bool = False,
-    padded: bool = False,
-    extra_inputs: Mapping[str, Tensor] | None = None,
-    grid_inputs: Sequence[str] = (),
-    multiple_of: int | Sequence[int] | None = None,
-    min_grid: int | Sequence[int] | None = None,
-    output_names: Sequence[str] | None = None,
-    channels: int | None = None,
-    channels_last: bool | None = None,
-    example_range: ExampleRange | None = None,
+    example_inputs: Examples | None,
+    grid: FreeExtents | None,
+    form: Form,
+    padded: bool,
+    grid_inputs: Sequence[str],
+    multiple_of: int | Sequence[int] | None,
+    min_grid: int | Sequence[int] | None,
+    output_names: Sequence[str] | None,
+    channels: int | None,
+    channels_last: bool | None,
+    example_range: ExampleRange | None,
 ) -> tuple[Network, Inputs]:
-    """The network and its inputs, from the arguments of `export_onnx`; `any_size`: extents are free but for
-    those that `grid` fixes beside a free one.
+    """The network and its inputs, from the arguments of `export_onnx`.
 
     Raises:
         InputError: arguments are missing or contradict each other.
     """
     module = getattr(module, "_orig_mod", module)  # in the wrapper of `torch.compile`
     layer = next(mdlstm_layers(module), None)
-    x, further = _read_examples(module, example_inputs, extra_inputs or {})
+    x, further = _read_examples(module, example_inputs)
     padded = further.pop("sizes", None) is not None or padded
     says_channels = x is None or layer is None or channels is not None or channels_last is not None
     channel_axis = says_channels or x.dim() != layer.ndim + 1  # type: ignore[union-attr]
@@ -237,8 +241,8 @@ def read_inputs(
             f"{type(module).__name__} has no MDLSTM layer that tells the layout of x; give an example, and "
             "channels_last=True for (N, *grid, C) or channels_last=False for (N, C, *grid)"
         )
-    if padded and grid_inputs:
-        raise InputError("padded=True is for networks of one grid; leave grid_inputs=... out")
+    draws = {"x": draw_like(example_range, x, is_x=True)}
+    draws |= {name: draw_like(None, example) for name, example in further.items()}
     network = Network(
         module,
         [*(["sizes"] if padded else []), *further],
@@ -247,19 +251,16 @@ def read_inputs(
         channel_axis=channel_axis,
         channels_last=channels_last,
     )
-    draw = draw_like(example_range, x, is_x=True)
     own: FreeExtents | None = None
     if x is not None:
         x = x.float() if channel_axis else x.float().unsqueeze(-1 if channels_last else 1)
         own, channels = grid_of(x, channels_last), x.shape[-1 if channels_last else 1]
-        if grid and len(grid) != len(own):
-            raise InputError(f"grid={grid} does not fit the example of shape {tuple(x.shape)}")
-    extents, ndim = grid or own, len(grid or own or (None,) * (layer.ndim if layer else 2))
-    if any_size and not (grid and None in grid):
+    extents, ndim = grid or own, len(own or grid or (None,) * (layer.ndim if layer else 2))
+    if form != "unrolled" and not (grid and None in grid):
         extents = (None,) * ndim
-    if extents is None or (None in extents and not any_size):
+    if extents is None or len(extents) != ndim or (None in extents and form == "unrolled"):
         raise InputError(
-            f"form 'unrolled' needs a grid, such as grid=(8, 8) or an example, got grid={grid}; "
+            f"form '{form}' needs an example or a grid of {ndim} axes, as grid=(8, 8), got grid={grid}; "
             'form="scan" (--form scan) takes free extents'
         )
     return network, Inputs(
@@ -271,7 +272,7 @@ def read_inputs(
             name: _first_grid_axis(name, further, own or extents, channels_last) for name in grid_inputs
         },
         multiple_of=_per_axis("multiple_of", multiple_of, ndim),
-        draws={"x": draw, **{name: draw_like(None, example) for name, example in further.items()}},
+        draws=draws,
         grid=extents,
         example=None if x is None else x.numpy(),
         min_grid=_per_axis("min_grid", min_grid, ndim),
@@ -286,13 +287,12 @@ def _per_axis(name: str, value: int | Sequence[int] | None, ndim: int) -> Extent
 
 
 def _read_examples(
-    module: nn.Module, example_inputs: Examples | None, extra_inputs: Mapping[str, Tensor]
+    module: nn.Module, example_inputs: Examples | None
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
     """The example x, or None, and the further examples by name, on the CPU; floats as float32, integers as
     int64."""
     is_one = example_inputs is None or isinstance(example_inputs, Tensor)
     examples: Any = [example_inputs] if is_one else example_inputs
-    x, *further = inspect.signature(module.forward).bind_partial(*examples).arguments.items()
 
     def read(value: Tensor) -> Tensor:
         value = value.detach().cpu()
@@ -300,8 +300,9 @@ def _read_examples(
             return value
         return value.float() if value.is_floating_point() else value.long()
 
-    named = {name: value for name, value in further if value is not None} | dict(extra_inputs)
-    return None if x[1] is None else read(x[1]), {name: read(value) for name, value in named.items()}
+    named = inspect.signature(module.forward).bind_partial(*examples).arguments.items()
+    x, *further = [(name, None if value is None else read(value)) for name, value in named]
+    return x[1], {name: value for name, value in further if value is not None}
 
 
 def _first_grid_axis(
@@ -319,12 +320,8 @@ def _first_grid_axis(
     )
 
 
-def find_grids(inputs: Inputs, exact: Network, is_one: bool) -> dict[str, Outputs]:
-    """Run the network in float64 on grids, to find `shapes`, `small` and `min_grid` of its inputs, and the
-    extents that it fixes.
-
-    Args:
-        is_one: the user named all extents of a grid, so that a file for that grid alone will do.
+def find_grids(inputs: Inputs, exact: Network) -> dict[str, Outputs]:
+    """Run the network in float64 on grids, to find `grids`, `shapes` and `min_grid` of its inputs.
 
     Returns:
         The outputs by the names of cases.
@@ -333,103 +330,72 @@ def find_grids(inputs: Inputs, exact: Network, is_one: bool) -> dict[str, Output
         InputError: the network does not take the grid to export for, returns NaN there, or other things
             than outputs.
     """
-    found: dict[Extents, Outputs | InputError] = {}
+    found: dict[Extents, Outputs] = {}
+    refused: dict[Extents, InputError] = {}
 
     def takes(grid: Extents) -> bool:
-        if grid not in found:
+        if grid not in found and grid not in refused:
             try:
-                found[grid] = exact.finite(inputs.arrays(grid, 3))
+                found[grid] = exact.run(inputs.arrays(grid, 3))
             except OutputError:
                 raise
             except InputError as error:
-                found[grid] = error
-        return isinstance(found[grid], dict)
+                refused[grid] = error
+        return grid in found
 
     ndim, part = inputs.ndim, max(1, inputs.ndim - 1)  # shorter extents for many axes
     usual = [-(-extent // part) for extent in (*MAIN, *(8,) * ndim)[:ndim]]
-    trials = [
-        inputs.like([factor * -(-e // m) * m for e, m in zip(usual, inputs.multiple_of, strict=True)])
-        for factor in ENLARGEMENTS
-    ]
-    main = next(filter(takes, trials), None) or _of_example(inputs, takes, is_one)
+    units = [-(-e // m) * m for e, m in zip(usual, inputs.multiple_of, strict=True)]
+    trials = [inputs.like([factor * unit for unit in units]) for factor in ENLARGEMENTS]
+    if inputs.example is not None:  # a network may need grids as large as that
+        own = grid_of(inputs.example, inputs.channels_last)
+        trials.append(inputs.like([2 * extent + 1 for extent in own]))
+    main = next(filter(takes, trials), None)
     if main is None:
-        raise _refusal(inputs, trials[0], str(found[trials[0]]), takes)
-    for axis, multiple in enumerate(inputs.multiple_of):
-        if axis in inputs.free:
-            least = main[axis]
-            while least - multiple >= inputs.min_grid[axis] and takes(_at(main, axis, least - multiple)):
-                least -= multiple
-            inputs.min_grid = _at(inputs.min_grid, axis, least)
+        raise InputError(
+            f"{refused[trials[0]]}, on the grid {format_size(trials[0])}; give example_inputs=(x, …), the "
+            "extents that it fixes as grid=(8, None), multiple_of=... (--multiple-of) for strides, "
+            "grid_inputs=... for further inputs with that grid, channels=... or example_range=..."
+        )
+    for axis in inputs.free:
+        first, multiple = inputs.like([1] * ndim)[axis], inputs.multiple_of[axis]
+        along = (_at(main, axis, extent) for extent in range(first, main[axis] + 1, multiple))
+        inputs.min_grid = _at(inputs.min_grid, axis, next(filter(takes, along))[axis])
     for k in range(min(SMALL - 1, int(MAX_POSITIONS ** (1 / ndim))), 0, -1) if inputs.free else ():
         grid = inputs.like([k] * ndim)
         if not takes(grid):  # as of a deviation over the grid, which one position does not have
             inputs.min_grid = tuple(np.add(grid, inputs.multiple_of).tolist())
             break
-        inputs.small = list(dict.fromkeys([grid, *inputs.small]))
     longer, row = (5, 8, 3, 2, *(1,) * ndim)[:ndim], (*(1,) * (ndim - 1), 7)
     odd = [
         inputs.like([unit * m for unit, m in zip(units, inputs.multiple_of, strict=True)])
         for units in (longer, longer[::-1], row, row[::-1], (1,) * ndim)
     ]
-    for grid in [main, *filter(takes, odd if inputs.free else [])]:
-        outputs: Any = found[grid]
-        inputs.shapes[grid] = {name: y.shape for name, y in outputs.items()}
-    inputs.small = [grid for grid in inputs.small if grid not in inputs.shapes]
-    return {f"{format_size(grid)}, seed 0": y for grid, y in found.items() if isinstance(y, dict)}
+    padded = [
+        tuple(max(1, int(share * e / m)) * m for e, m in zip(main, inputs.multiple_of, strict=True))
+        for share in ((0.8, 0.5, 0.2, 0) if inputs.padded else ())
+    ]
+    inputs.grids = list(dict.fromkeys([main, *filter(takes, odd if inputs.free else []), *padded]))
+    for grid in padded:
+        if not takes(grid):
+            raise refused[grid]
+    found = {grid: y for grid, y in found.items() if grid in inputs.grids or inputs.like(grid) == grid}
+    inputs.shapes = {grid: {name: v.shape for name, v in y.items()} for grid, y in found.items()}
+    return {f"{format_size(grid)}, seed 0": y for grid, y in found.items()}
 
 
 def _at(grid: Sequence[int], axis: int, extent: int) -> Extents:
     return (*grid[:axis], extent, *grid[axis + 1 :])
 
 
-def _of_example(inputs: Inputs, takes: Callable[[Extents], bool], is_one: bool) -> Extents | None:
-    """For a network that takes no grid of ours: that of the example, with the extents that it fixes; None
-    if it does not take that, or no free extent is left."""
-    grid = None if inputs.example is None else grid_of(inputs.example, inputs.channels_last)
-    if grid is None or not takes(grid):
-        return None
-    extents = list(inputs.grid)
-    for d in inputs.free:
-        extents[d] = None if takes(_at(grid, d, 3 * grid[d])) else grid[d]
-    if any(not takes(_at(grid, d, grid[d] + inputs.multiple_of[d])) for d in inputs.free if not extents[d]):
-        return None  # it takes multiples alone
-    if None not in extents and not is_one:
-        return None
-    inputs.grid = tuple(extents)
-    return inputs.like([max(e, 2 * m) for e, m in zip(grid, inputs.multiple_of, strict=True)])
-
-
-def _refusal(inputs: Inputs, grid: Extents, reason: str, takes: Callable[[Extents], bool]) -> InputError:
-    """The error for a network that does not take a grid."""
-    even = (inputs.like([k, 2 * k, *(k,) * inputs.ndim][: inputs.ndim]) for k in (2, 4, 8, 16, 32))
-    own = () if inputs.example is None else grid_of(inputs.example, inputs.channels_last)
-    advice = (
-        "give example_inputs=(x, …), other grid=..., channels=..., channels_last=... or example_range=..."
-    )
-    if inputs.free and (multiple := next(filter(takes, even), None)):
-        advice = f"it takes {format_size(multiple)}, so give multiple_of={multiple[0]} (--multiple-of)"
-    elif inputs.free and own and takes(own):
-        advice = f"it takes {format_size(own)} only; name inputs with that grid as grid_inputs=..."
-    return InputError(f"{reason}, on the grid {format_size(grid)}; {advice}")
-
-
-def large_cases(inputs: Inputs, exact: Network) -> Iterator[tuple[Cases, dict[str, Outputs]]]:
-    """Random x on 64 and, if that is quick and small, 256 positions along free axes, with its outputs:
-    states that grow from one wavefront to the next do not show on small grids. None if the network does not
-    take it."""
-    before = 0
-    for extent in (SMALL, 64, 256):
-        grid = inputs.like([extent // m * m for m in inputs.multiple_of])
-        growth = exact.largest / before if before else 1.0
-        if prod(grid) > 4 * MAX_POSITIONS or (before and exact.largest * growth > MAX_TENSOR):
-            return
-        before, start = exact.largest, time.perf_counter()
-        name, arrays = f"{format_size(grid)}, seed 0", inputs.arrays(grid, 1)
-        try:
-            outputs = exact.finite(arrays)
-        except InputError:
-            return
-        if extent > SMALL:
-            yield {name: arrays}, {name: outputs}
-        if time.perf_counter() - start > QUICK:
-            return
+def large_case(inputs: Inputs, exact: Network) -> dict[str, tuple[dict[str, Array], Outputs]]:
+    """Random x on `LARGE` positions along each free axis, and its outputs, by the name of the case: states
+    that grow from one wavefront to the next do not show on small grids. Nothing if the network does not
+    take such a grid."""
+    grid = inputs.like([LARGE // m * m for m in inputs.multiple_of])
+    arrays = inputs.arrays(grid, 1)
+    with suppress(InputError):
+        return (
+            {f"{format_size(grid)}, seed 0": (arrays, exact.run(arrays))} if prod(grid) <= LARGEST else {}
+        )
+    return {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from math import prod
 from typing import Any
 
@@ -13,13 +12,13 @@ from mdlstm_tk._util.text import counted, printable, suggestion
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.capture import Captured
-from mdlstm_tk.export.inputs import MAX_POSITIONS, Inputs
+from mdlstm_tk.export.inputs import Inputs
 from mdlstm_tk.export.network import Network, mdlstm_layers
 from mdlstm_tk.io.metadata import Dtype, Extents, Form, Metadata, layout_of
 from mdlstm_tk.kinds import kind_named, kind_names
 from mdlstm_tk.training.networks import columns_per_step
 
-LONGEST = 1000  # extents that a window must explain
+LONGEST = 1000  # extent that a window must explain
 
 
 def describe(
@@ -43,7 +42,7 @@ def describe(
             which part of an output belongs to a padded sample.
     """
     names = tuple(inputs.shapes[inputs.main])
-    known = _shapes(exact, inputs, captured)
+    known = {**inputs.shapes, **_long(inputs, captured)}
     first = inputs.first_axes["x"]
     windows = {name: _window(exact, inputs, known, name, first) for name in names}
     y_shape, axis = inputs.shapes[inputs.main][names[0]], -1
@@ -67,6 +66,8 @@ def describe(
         example_range = as_number(x.min()), as_number(x.max())
     if kind.reads_lines:
         fields = {"columns_per_step": columns_per_step(exact.module), **fields}
+    least = inputs.like([1] * inputs.ndim)
+    is_any = all(e in (own, m) for e, own, m in zip(least, inputs.grid, inputs.multiple_of, strict=True))
     metadata = Metadata(
         version=__version__,
         grid=None if set(inputs.grid) == {None} else inputs.grid,
@@ -79,11 +80,11 @@ def describe(
         output_names=names,
         further_windows=tuple(windows[name] for name in names[1:]),
         multiple_of=inputs.multiple_of if max(inputs.multiple_of) > 1 else None,
-        min_grid=_min_grid(inputs),
+        min_grid=None if is_any else least,
         dtype=dtype,
         example_range=example_range,
         input_ranges={k: d.range for k, d in inputs.draws.items() if d.range and k != "x"},
-        grids=tuple(inputs.grids()),
+        grids=tuple(inputs.grids),
         integer=exact.integer,
         channel_axis=exact.channel_axis,
         **fields,
@@ -98,36 +99,21 @@ def describe(
     return Metadata.from_props(metadata.to_props(), "metadata=...")
 
 
-def _min_grid(inputs: Inputs) -> Extents | None:
-    least = tuple(fixed or e for e, fixed in zip(inputs.min_grid, inputs.grid, strict=True))
-    is_any = all(e <= (own or m) for e, own, m in zip(least, inputs.grid, inputs.multiple_of, strict=True))
-    return None if is_any else least
-
-
-def _shapes(
-    exact: Network, inputs: Inputs, captured: Captured | None
-) -> dict[Extents, Mapping[str, Sequence[int]]]:
-    """Grids, and the shapes of the outputs there: those verified; along free axes those that torch knows;
-    and around a fixed grid those of the network."""
-    known: dict[Extents, Mapping[str, Sequence[int]]] = dict(inputs.shapes)
+def _long(inputs: Inputs, captured: Captured | None) -> dict[Extents, Mapping[str, Sequence[int]]]:
+    """Grids that are long along a free axis, and the shapes of the outputs there, as torch knows them: a
+    crop to 300 columns is not seen on shorter ones."""
+    found: dict[Extents, Mapping[str, Sequence[int]]] = {}
     first = inputs.first_axes["x"]
     for d in inputs.free if captured is not None else ():
-        m, symbols = inputs.multiple_of[d], captured.conditions.symbols  # type: ignore[union-attr]
-        for extent in (*range(m, 65 * m, m), LONGEST * m, (LONGEST + 1) * m):
-            grid = (*inputs.main[:d], max(extent, inputs.min_grid[d]), *inputs.main[d + 1 :])
+        symbols = captured.conditions.symbols  # type: ignore[union-attr]
+        for extent in (LONGEST, LONGEST + 1):
+            grid = (*inputs.main[:d], extent * inputs.multiple_of[d], *inputs.main[d + 1 :])
             values = {symbols[first + k]: grid[k] for k in inputs.free} | {symbols[0]: 2}
-            known[grid] = {
+            found[grid] = {
                 name: tuple(int(e.xreplace(values)) if e.free_symbols <= {*values} else -1 for e in shape)
                 for name, shape in captured.shapes.items()  # type: ignore[union-attr]
             }  # −1 for extents that depend on values
-    if not inputs.free and prod(inputs.main) <= MAX_POSITIONS:
-        for step in (-2, -1, 1, 2):
-            grid = tuple(e + step * m for e, m in zip(inputs.main, inputs.multiple_of, strict=True))
-            with suppress(InputError):  # of grids that it does not take
-                outputs = exact.run(inputs.arrays(grid, 2)) if min(grid) > 0 else {}
-                if outputs.keys() == inputs.shapes[inputs.main].keys():
-                    known[grid] = {name: y.shape for name, y in outputs.items()}
-    return known
+    return found
 
 
 def _window(

@@ -7,7 +7,6 @@ import copy
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from typing import Any
 from unittest import mock
 
@@ -61,7 +60,7 @@ class Network(nn.Module):
         super().__init__()
         self.module, self.names, self.output_names = eval_copy(module).to(dtype), names, output_names
         self.integer, self.channel_axis, self.channels_last = integer, channel_axis, channels_last
-        self.dtype, self.largest = dtype, 0
+        self.dtype = dtype
         for layer in mdlstm_layers(self):
             layer.backend = "torch"  # which compiles nothing, and takes float64
 
@@ -105,64 +104,55 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, Array]) -> Outputs:
-        """The outputs for arrays: x without padding, and further inputs. A network that needs `sizes` gets
-        the whole grid. In float64 each operation is, whatever dtype forward asks for.
+        """The outputs for arrays, which are finite numbers for each sample: x without padding, and further
+        inputs. A network that needs `sizes` gets the whole grid. In float64 each operation is, whatever
+        dtype forward asks for.
 
         Raises:
-            InputError: the network raises an exception.
+            InputError: the network raises an exception, or returns other outputs.
         """
         # Copies in the byte order of this machine: torch warns of arrays that are read-only.
         arrays = {
             name: np.array(value, np.asarray(value).dtype.newbyteorder("="))
             for name, value in inputs.items()
         }
-        parameter = parameters_of(self.module).get("sizes")
+        parameter = inspect.signature(self.module.forward).parameters.get("sizes")
         if parameter is not None and parameter.default is parameter.empty and "sizes" not in inputs:
             grid = grid_of(arrays["x"], self.channels_last)
             arrays["sizes"] = np.array([grid] * len(arrays["x"]))
-        mode = _InFloat64() if self.dtype is torch.float64 else None  # type: ignore[no-untyped-call]
+        is_exact = self.dtype is torch.float64
         try:
-            with mode or contextlib.nullcontext():
-                outputs = self.call(**{name: torch.from_numpy(value) for name, value in arrays.items()})
+            with _InFloat64() if is_exact else contextlib.nullcontext():  # type: ignore[no-untyped-call]
+                tensors = self.call(**{name: torch.from_numpy(value) for name, value in arrays.items()})
         except OutputError:
             raise
         except Exception as error:  # of all kinds
             shapes = ", ".join(f"{name} of shape {value.shape}" for name, value in arrays.items())
             raise InputError(f"{self.name} does not take {shapes}: {reason_of(error)}") from error
-        self.largest = mode.largest if mode else 0
-        return {name: y.numpy() for name, y in outputs.items()}
-
-    def finite(self, inputs: Mapping[str, Array]) -> Outputs:
-        """The outputs for arrays, which are finite numbers for each sample.
-
-        Raises:
-            InputError: they are not; or as for `run`.
-        """
-        outputs = self.run(inputs)
+        outputs = {name: y.numpy() for name, y in tensors.items()}
         for name, y in outputs.items():
-            if not y.ndim or len(y) != len(inputs["x"]):
-                raise OutputError(f"{self.name} returns '{name}' {y.shape} for {len(inputs['x'])} samples")
-            if not y.size or (y.dtype.kind == "f" and not np.isfinite(y).all()):
-                value = "NaN" if y.size and np.isnan(y).any() else "infinity" if y.size else "nothing"
-                raise InputError(f"{self.name} returns {value} as '{name}' for x {inputs['x'].shape}")
+            if not y.ndim or len(y) != len(arrays["x"]):
+                raise OutputError(f"{self.name} returns '{name}' {y.shape} for {len(arrays['x'])} samples")
+            if not y.size or not np.isfinite(y).all():
+                value = "NaN or infinity" if y.size else "nothing"
+                raise InputError(f"{self.name} returns {value} as '{name}' for x {arrays['x'].shape}")
         return outputs
 
 
 class _InFloat64(TorchDispatchMode):
-    """Every operation in float64, whatever dtype it asks for; and the size of the largest result."""
+    """Every operation in float64, whatever dtype it asks for."""
 
-    largest = 0
     supports_higher_order_operators = True  # such as torch.cond
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = tree_map(self._widened, (args, kwargs or {}))
-        return tree_map(self._widened, func(*args, **kwargs))
+        args, kwargs = tree_map(_widened, (args, kwargs or {}))
+        return tree_map(_widened, func(*args, **kwargs))
 
-    def _widened(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            self.largest = max(self.largest, value.numel())
-            return value.double() if value.dtype in NARROW else value
-        return torch.float64 if isinstance(value, torch.dtype) and value in NARROW else value
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.double() if value.dtype in NARROW else value
+    return torch.float64 if isinstance(value, torch.dtype) and value in NARROW else value
 
 
 def grid_of(x: Any, channels_last: bool) -> tuple[int, ...]:
@@ -210,28 +200,23 @@ def without_autocast() -> Iterator[None]:
 
 
 def named_outputs(result: Any, network: str, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """The tensors that a network, called `network` in messages, returned as a tensor, tuple, list, dict or
-    dataclass.
+    """The tensors that a network, called `network` in messages, returned as a tensor, tuple, list or dict.
 
-    Their names are `names`, else the keys of a dict, the fields of a named tuple or of a dataclass, or "y",
-    "y1", "y2", …
+    Their names are `names`, else the keys of a dict, or "y", "y1", "y2", …
 
     Raises:
         OutputError: `result` is of another type, or `names` has another length, or two names are equal.
     """
-    if is_dataclass(result) and not isinstance(result, Mapping):
-        result = {field.name: getattr(result, field.name) for field in fields(result)}
-    if isinstance(result, Mapping):
-        own, values = [str(key) for key in result], list(result.values())
-    else:
-        values = list(result) if isinstance(result, tuple | list) else [result]
-        own = list(getattr(result, "_fields", [f"y{k}" if k else "y" for k in range(len(values))]))
+    if not isinstance(result, Mapping):
+        values = result if isinstance(result, tuple | list) else [result]
+        result = {f"y{k}" if k else "y": value for k, value in enumerate(values)}
+    own, values = [str(key) for key in result], list(result.values())
     names = own if names is None else list(names)
     if not values or any(not isinstance(value, Tensor) or value.is_complex() for value in values):
         got = ", ".join(str(getattr(value, "dtype", type(value).__name__)) for value in values)
         raise OutputError(
-            f"{network} returns {got or 'nothing'}, expected a tensor of real numbers, or a tuple, list, "
-            "dict or dataclass of such; wrap it in a module that returns that"
+            f"{network} returns {got or 'nothing'}, expected a tensor of real numbers, or a tuple, list "
+            "or dict of such; wrap it in a module that returns that"
         )
     if len(names) != len(own) or len({*names}) < len(names) or not all(names):
         raise OutputError(
@@ -239,11 +224,6 @@ def named_outputs(result: Any, network: str, names: Sequence[str] | None = None)
             f"{', '.join(map(repr, names))}; give them as output_names=..."
         )
     return dict(zip(names, values, strict=True))
-
-
-def parameters_of(module: nn.Module) -> Mapping[str, inspect.Parameter]:
-    """The parameters of a forward, without self."""
-    return inspect.signature(module.forward).parameters
 
 
 def find_layout(network: nn.Module, x: Sequence[int] | None) -> bool | None:

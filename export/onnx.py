@@ -7,31 +7,93 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import onnx
 import torch
-from torch import Tensor, nn
+from google.protobuf.message import EncodeError
+from torch import nn
 
+from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.text import counted, duration, reason_of
 from mdlstm_tk.errors import InputError, MDLSTMError, ParityError, require
-from mdlstm_tk.export.capture import Captured, DecisionError, capture
+from mdlstm_tk.export.capture import Captured, capture
 from mdlstm_tk.export.conditions import SMALL
-from mdlstm_tk.export.inputs import ExampleRange, Examples, Inputs, find_grids, large_cases, read_inputs
+from mdlstm_tk.export.inputs import (
+    ZEROS,
+    ExampleRange,
+    Examples,
+    Inputs,
+    find_grids,
+    large_case,
+    random_cases,
+    read_inputs,
+)
 from mdlstm_tk.export.lowering.lower import lower, walk
 from mdlstm_tk.export.metadata import describe
 from mdlstm_tk.export.network import Network
-from mdlstm_tk.export.report import ExportReport, check_destination, check_onnx, with_metadata
-from mdlstm_tk.export.tiles import tiled
-from mdlstm_tk.export.verify import ATOLS, RTOL, check_graph, check_runtime, check_samples, scales_of
-from mdlstm_tk.io import TILED_SUFFIX, Array
-from mdlstm_tk.io.files import open_output
-from mdlstm_tk.io.metadata import Dtype, Form, FreeExtents, Metadata
+from mdlstm_tk.export.tiles import archive, tiled
+from mdlstm_tk.export.verify import (
+    ATOLS,
+    GRAPH,
+    RTOL,
+    VerificationReport,
+    check_samples,
+    errors_of_file,
+    graph_run,
+)
+from mdlstm_tk.io import TILED_SUFFIX
+from mdlstm_tk.io.files import check_free, open_output
+from mdlstm_tk.io.metadata import Dtype, Extents, Form, FreeExtents, Metadata
 from mdlstm_tk.runtime.model_check import OPERATORS
 from mdlstm_tk.runtime.session import Session
-from mdlstm_tk.runtime.shapes import prepare, takes
 from mdlstm_tk.runtime.tiles.session import TiledSession
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """The result of an export; `print` shows it in one line.
+
+    Attributes:
+        path: the file.
+        metadata: the file's metadata.
+        nodes: number of nodes in the graph.
+        bytes: size of the file.
+        max_abs: largest absolute error against the network in float64, in units of the outputs.
+        seconds: duration of the export.
+        needs_trust: the operators that a `Session` runs with trusted=True only.
+    """
+
+    path: Path
+    metadata: Metadata
+    nodes: int
+    bytes: int
+    max_abs: float
+    seconds: float
+    needs_trust: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """One line for people: the grid, the form, the outputs, the file's size and the error."""
+        m = self.metadata
+        size = "any grid" if m.grid is None else f"grid {format_size(m.grid)}"
+        return (
+            f"{self.path}: {size}, {counted(m.channels, 'channel')} → {', '.join(m.output_names)} with "
+            f"{counted(m.outputs, 'feature')}, {m.form}, {counted(self.nodes, 'node')}, "
+            f"{self.bytes / 1024:.0f} KiB, max error {self.max_abs:.1e} against float64, "
+            f"{duration(self.seconds)}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        own = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != "metadata"
+        }
+        m = self.metadata
+        return {**own, "path": str(self.path), "grid": m.grid, "form": m.form, "outputs": m.output_names}
 
 
 def export_onnx(
@@ -42,7 +104,6 @@ def export_onnx(
     grid: FreeExtents | None = None,
     form: Form | None = None,
     padded: bool = False,
-    extra_inputs: Mapping[str, Tensor] | None = None,
     grid_inputs: Sequence[str] = (),
     multiple_of: int | Sequence[int] | None = None,
     min_grid: int | Sequence[int] | None = None,
@@ -51,7 +112,6 @@ def export_onnx(
     channels: int | None = None,
     channels_last: bool | None = None,
     example_range: ExampleRange | None = None,
-    verify_inputs: Mapping[str, Array] | None = None,
     metadata: Mapping[str, Any] | None = None,
     atol: float | None = None,
     replace: bool = True,
@@ -59,9 +119,9 @@ def export_onnx(
     """Export a network with MDLSTM layers as one self-contained ONNX file that uses standard operators.
 
     The file appears only after two questions have been answered. Is the graph the network? Both are
-    evaluated in float64, on random inputs, on `example_inputs` and on `verify_inputs`, and agree within
-    1e-5·s, where the scale s of an output's feature is its largest absolute value on these inputs. Does
-    float32 suffice? ONNX Runtime, on the CPU, agrees with float64 within atol·max(s, 1) + 1e-5·|y|.
+    evaluated in float64, on random inputs and on `example_inputs`, and agree within 1e-5·s, where the scale
+    s of an output's feature is its largest absolute value on these inputs. Does float32 suffice? ONNX
+    Runtime, on the CPU, agrees with float64 within atol·max(s, 1) + 1e-5·|y|.
     The file computes what the module computes in eval mode, without autocast and the wrappers of
     `torch.compile`; the module itself is left unchanged.
 
@@ -76,21 +136,21 @@ def export_onnx(
             such tensors, for any N.
         path: the file to write, in a folder that exists.
         example_inputs: x, or a tuple of x and the further inputs of forward in order, as for
-            `torch.onnx.export`. The grid, the channels and the further inputs follow from them; the batch
-            may have any size. x may hold integers, such as tokens, and may lack the axis C if the grid has
-            as many axes as the first MDLSTM layer; in the file it is float32 with that axis.
+            `torch.onnx.export`; None among them leaves an input out. The grid, the channels and the further
+            inputs follow from them: batches (N, …) of floats, which become float32, integers, which become
+            int64, or booleans. The batch may have any size. x may hold integers, such as tokens, and may
+            lack the axis C if the grid has as many axes as the first MDLSTM layer; in the file it is
+            float32 with that axis.
         grid: the extents to export for, which may differ from those of the training data. None among them
             stands for a free extent.
         form: "unrolled" writes the sweeps out step by step, for one grid; "scan" writes each as a loop,
             which gives a smaller file that loads faster and takes every grid, but for extents that `grid`
-            names beside a None and those that the network itself fixes; "tiles" is `export_tiles`. None:
+            names beside a None; "tiles" is `export_tiles`. None:
             "tiles" if the path ends in .tiles, "scan" if an extent of `grid` is free, else "unrolled".
             "Which form should I export?" in the documentation's questions says which one runs faster.
         padded: whether the file takes a second input `sizes` (N, D), as the module then must. A padded
             sample gives the same numbers as the sample alone, so a file for one grid also serves all
             smaller grids.
-        extra_inputs: further inputs of the module, by the names of its arguments. Each value is an example:
-            a batch (N, …) of floats, which become float32, integers, which become int64, or booleans.
         grid_inputs: names of further inputs that have the grid of x, and are free where x is.
         multiple_of: for a network with strides: the number, or the number for each axis, that the extents
             of a grid must be multiples of. It is verified on such grids, and a `Session` refuses others.
@@ -107,7 +167,6 @@ def export_onnx(
         example_range: (low, high) of the random x that the file is verified with, or a function of a shape
             and a `torch.Generator` that returns x. None: the range of the example, or standard normal
             numbers if there is none or all its values are equal.
-        verify_inputs: more inputs x to verify with, by name, as a `Session` of the file takes them.
         metadata: more fields of `mdlstm_tk.runtime.Metadata` to write into the file, such as model, task,
             kind, classes and checkpoint_sha256.
         atol: allowed absolute error of ONNX Runtime in units of the scale; None: 1e-5, or 5e-3 for float16.
@@ -130,125 +189,129 @@ def export_onnx(
     form = form or (
         "tiles" if path.suffix == TILED_SUFFIX else "scan" if None in (grid or ()) else "unrolled"
     )
+    is_tiled = form == "tiles"
     if form not in get_args(Form) or dtype not in ATOLS:
         raise InputError(
             "form must be unrolled, scan or tiles, and dtype float32 or float16, got "
             f"{form!r:.40} and {dtype!r:.40}"
         )
-    check_destination(path, replace, form)
-    is_tiled = form == "tiles"
-    if is_tiled and (grid or padded or extra_inputs or multiple_of or min_grid or dtype != "float32"):
+    if (path.suffix == TILED_SUFFIX) != is_tiled:
+        raise InputError(
+            f"the path of tiles, and no other, ends in {TILED_SUFFIX}; got {path} for form '{form}'"
+        )
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent} for {path.name}; make it, or give another path")
+    check_free(path, replace)
+    if is_tiled and (grid or padded or multiple_of or min_grid or dtype != "float32"):
         raise InputError(
             "form 'tiles' is for x alone on any grid, in float32; leave out grid=... (--size) and the like"
         )
     network, inputs = read_inputs(
         module,
         example_inputs,
-        grid=grid,
-        any_size=form != "unrolled",
-        padded=padded,
-        extra_inputs=extra_inputs,
-        grid_inputs=grid_inputs,
-        multiple_of=multiple_of,
-        min_grid=min_grid,
-        output_names=output_names,
-        channels=channels,
-        channels_last=channels_last,
-        example_range=example_range,
+        grid,
+        form,
+        padded,
+        grid_inputs,
+        multiple_of,
+        min_grid,
+        output_names,
+        channels,
+        channels_last,
+        example_range,
     )
     exact = network.in_dtype(torch.float64)
-    known = find_grids(inputs, exact, grid is not None and None not in grid)
+    expected = find_grids(inputs, exact)
     check_samples(exact, inputs.arrays(inputs.main, 3))
-    captured: Captured | None = None
+    cases, captured, index = inputs.cases(), None, dict[str, Any]()
     if is_tiled:
-        models, content = tiled(network, inputs)
+        index, models = tiled(network, inputs)
     else:
-        captured = _captured(network if dtype == "float32" else network.in_dtype(torch.float16), inputs)
-        models = [lower(captured.model, form)]
-        _declare_outputs(models[0], inputs)
-        serialized = check_onnx(models[0], "the exported model")
-        content = partial(with_metadata, serialized)
+        of_dtype = network if dtype == "float32" else network.in_dtype(torch.float16)
+        captured, small = _captured(of_dtype, inputs)
+        cases |= random_cases(inputs.arrays, small, [0])
+        models = {"model": lower(captured.model, form)}
+        _declare_outputs(models["model"], inputs)
+    members = {name: _checked(model, name) for name, model in models.items()}
+
+    def content(metadata: Metadata) -> bytes:
+        if is_tiled:
+            return archive(index, members, metadata)
+        # Fields of two messages of protobuf, one after the other, are those of one message.
+        properties = onnx.ModelProto()
+        onnx.helper.set_model_props(properties, metadata.to_props())
+        data: bytes = members["model"] + properties.SerializeToString()
+        return data
+
     described = describe(exact, inputs, captured, form, dtype, metadata or {})
-    nodes = [node for model in models for node in walk(model.graph.node)]
+    nodes = [node for model in models.values() for node in walk(model.graph.node)]
     if any(node.op_type in ("If", "Loop") for node in nodes):  # so that samples take several branches
         check_samples(exact, inputs.arrays(inputs.main, 8))
-    atol = ATOLS[dtype] if atol is None else atol
-    cases = inputs.cases(_of_user(inputs, described, verify_inputs or {}))
-    if "zeros" in cases:
+    for case in [name for name in cases if name not in expected]:
         try:
-            known["zeros"] = exact.finite(cases["zeros"])
-        except InputError:  # as of a network that divides by a deviation
-            del cases["zeros"]
-    expected = {case: known.get(case) or exact.finite(arrays) for case, arrays in cases.items()}
-    scales = scales_of(expected.values(), described)
+            expected[case] = exact.run(cases[case])
+        except InputError:
+            if case != ZEROS:
+                raise
+            del cases[ZEROS]  # as of a network that divides by a deviation
     session: Any = (TiledSession if is_tiled else Session)(content(described), "cpu", trusted=True)
+    graph = None if is_tiled else graph_run(models["model"], described, cases)
+    atol = ATOLS[dtype] if atol is None else atol
+    report = VerificationReport(path, {path: described}, [f"{network.name} in float64"])
     try:
-        doubt = "" if is_tiled else check_graph(models[0], described, cases, expected, scales)
-        worst = check_runtime(session, cases, expected, atol, scales, doubt)
+        report.outcomes.update(errors_of_file(graph, [session], cases, expected, atol, is_tiled))
+        report.raise_if_failed()
     except ParityError as error:
         raise ParityError(f"{path} was not written: {error}") from None
-    for case, outputs in large_cases(inputs, exact) if form == "scan" and inputs.free else ():
+    is_known = is_tiled or GRAPH in report.outcomes
+    report.outcomes.pop(GRAPH, None)
+    (largest,) = (max(parity.max_abs for parity in of.values()) for of in report.outcomes.values())
+    large = large_case(inputs, exact) if form == "scan" and inputs.free else {}
+    for case, (arrays, outputs) in large.items():
+        every = {**expected, case: outputs}
+        report.outcomes.update(errors_of_file(None, [session], {case: arrays}, every, atol, is_known))
         try:
-            scales = scales_of([*expected.values(), *outputs.values()], described)
-            worst = max(worst, check_runtime(session, case, outputs, atol, scales, doubt))
+            report.raise_if_failed()
         except ParityError as error:
-            warnings.warn(f"{error}; or run {path} on smaller grids", stacklevel=3)
-    described = dataclasses.replace(described, parity={"atol": atol, "rtol": RTOL, "max_abs": worst})
+            warnings.warn(f"{error}; or run {path} on smaller grids", stacklevel=2)
+        largest = max(largest, *(of[case].max_abs for of in report.outcomes.values()))
+    described = dataclasses.replace(described, parity={"atol": atol, "rtol": RTOL, "max_abs": largest})
     Metadata.from_props(described.to_props(), "atol=...")
     data = content(described)
     with open_output(path, replace) as file:
         file.write(data)
-    count, seconds = sum(len(model.graph.node) for model in models), time.perf_counter() - start
+    count, seconds = sum(len(model.graph.node) for model in models.values()), time.perf_counter() - start
     listed = {name.decode() for name in OPERATORS}
     trust = sorted({node.op_type for node in nodes if node.domain in ("", "ai.onnx")} - listed)
-    return ExportReport(path, described, count, len(data), worst, seconds, tuple(trust))
+    return ExportReport(path, described, count, len(data), largest, seconds, tuple(trust))
 
 
-def _captured(network: Network, inputs: Inputs) -> Captured:
-    """The graph of a network whose conditions hold on every grid that its file takes; small grids on which
-    one does not are added to those that are verified.
+def _captured(network: Network, inputs: Inputs) -> tuple[Captured, list[Extents]]:
+    """The graph of a network whose conditions hold on every grid that its file takes; and small grids on
+    which one of them does not.
 
     Raises:
         MDLSTMError: torch cannot capture the network, or a condition is false on some grid.
     """
-    names, free = list(inputs.shapes[inputs.main]), inputs.free
-    axes = {name: [first + d for d in free] for name, first in inputs.first_axes.items()}
+    first, free = inputs.first_axes["x"], inputs.free
     least, multiples = [inputs.min_grid[d] for d in free], [inputs.multiple_of[d] for d in free]
-    held = axes, names, [max(SMALL, extent) for extent in least], multiples
     # torch takes an extent of 1 for a constant, in the middle of a network as well. Free extents are
     # therefore traced, which takes no computation, so large that strides leave more than 1.
-    try:
-        large = inputs.like([5 * extent for extent in inputs.main])
-        captured = capture(network, inputs.tensors(large), *held)
-    except DecisionError:
-        raise
-    except MDLSTMError:
-        if not free:
-            raise
-        captured = capture(network, inputs.tensors(inputs.main), *held)
-    first = inputs.first_axes["x"]
-    least_of = {0: 2, **{first + d: e for d, e in zip(free, least, strict=True)}}
-    units_of = {0: 1, **{first + d: m for d, m in zip(free, multiples, strict=True)}}
-    for extents in captured.conditions.small(least_of, units_of):
-        grid = tuple(extents.get(first + d, extent) for d, extent in enumerate(inputs.main))
-        if grid not in (*inputs.small, *inputs.shapes):
-            inputs.small.append(grid)
-    return captured
-
-
-def _of_user(inputs: Inputs, metadata: Metadata, arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """The user's inputs x with the axes that the file takes; and the example, if the file takes it."""
-    names = ("x", "sizes") if metadata.takes_sizes else ("x",)
-    alone = dataclasses.replace(metadata, inputs=names, x_range=None, unit_range=False)
-    result = {}
-    if inputs.example is not None and takes(alone.grid_of(inputs.example.shape), alone):
-        arrays = {**arrays, "example_inputs": inputs.example}
-    for name, value in arrays.items():
-        try:
-            result[name] = prepare(value, alone, {"x": "float32"}).feeds["x"]
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from None
-    return result
+    captured = capture(
+        network,
+        inputs.tensors(inputs.like([5 * extent for extent in inputs.main])),
+        {name: [axis + d for d in free] for name, axis in inputs.first_axes.items()},
+        list(inputs.shapes[inputs.main]),
+        [max(SMALL, extent) for extent in least],
+        multiples,
+    )
+    axes = [0, *(first + d for d in free)]
+    least_of, units_of = (dict(zip(axes, each, strict=True)) for each in ([2, *least], [1, *multiples]))
+    small = [
+        tuple(extents.get(first + d, extent) for d, extent in enumerate(inputs.main))
+        for extents in captured.conditions.small(least_of, units_of)
+    ]
+    return captured, [grid for grid in dict.fromkeys(small) if grid not in inputs.shapes]
 
 
 def _declare_outputs(model: onnx.ModelProto, inputs: Inputs) -> None:
@@ -259,3 +322,19 @@ def _declare_outputs(model: onnx.ModelProto, inputs: Inputs) -> None:
             dim = value.type.tensor_type.shape.dim[axis]
             if not dim.dim_param and (axis == 0 or len(set(extents)) > 1):
                 dim.dim_param = f"{value.name}_{axis}" if axis else "batch"
+
+
+def _checked(model: onnx.ModelProto, name: str) -> bytes:
+    """The bytes of a model, checked with `onnx.checker`.
+
+    Raises:
+        MDLSTMError: it is not valid ONNX, or larger than a file can be.
+    """
+    try:
+        data: bytes = model.SerializeToString()
+        onnx.checker.check_model(data, full_check=True)
+    except (ValueError, EncodeError) as error:
+        raise MDLSTMError(f"the exported {name} is larger than 2 GiB, the limit of ONNX") from error
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise MDLSTMError(f"the exported {name} is not valid ONNX: {reason_of(error)}") from error
+    return data

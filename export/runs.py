@@ -16,14 +16,13 @@ from mdlstm_tk._util.text import counted, printable
 from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.inputs import ExampleRange
-from mdlstm_tk.export.onnx import export_onnx
-from mdlstm_tk.export.report import ExportReport, check_destination
+from mdlstm_tk.export.onnx import ExportReport, export_onnx
 from mdlstm_tk.io import TILED_SUFFIX
 from mdlstm_tk.io.files import suffix_of
 from mdlstm_tk.io.metadata import Dtype, Form, FreeExtents, Metadata
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.session import read_metadata
-from mdlstm_tk.training import Checkpoint, Run, load_checkpoint, open_run
+from mdlstm_tk.training import Run, load_checkpoint, open_run
 
 CHECKPOINTS = ("best.safetensors", "last.safetensors")  # of a run
 
@@ -72,13 +71,18 @@ def export_run(
         MissingExtraError: ONNX Runtime is not installed.
     """
     run, checkpoint_path = find_checkpoint(run)
-    checkpoint, sha256 = read_checkpoint(checkpoint_path)
+    sha256 = checksum(checkpoint_path) if checkpoint_path.is_file() else ""
+    checkpoint = load_checkpoint(checkpoint_path)  # after its checksum, as training may replace the file
     spec = checkpoint.spec
     if path is not None and Path(path).suffix == TILED_SUFFIX:
         form = form or "tiles"
     grid = None if grid is None else for_axes(tuple(grid), len(spec.size))
     resize = spec.preprocessing.resize if spec.preprocessing else None
-    _check_grid(grid, spec.size, resize, form)
+    if grid is not None and len(grid) != len(spec.size):
+        raise InputError(
+            f"the samples of the run have {counted(len(spec.size), 'axis', 'axes')}, as "
+            f"{format_size(spec.size)}, got the grid {format_size(grid)}"
+        )
     if resize and None in resize and form != "tiles":  # all images have one height, and any width
         grid = grid or resize
     if form is None:  # a file for one size would refuse other samples of mixed sizes
@@ -100,7 +104,6 @@ def export_run(
         "checkpoint_sha256": sha256,
     }
     file = _path(run, grid, None if path is None else Path(path), form)
-    check_destination(file, force, form)  # before the network is made
     return export_onnx(
         checkpoint.network(),
         file,
@@ -177,43 +180,6 @@ def note_if_stale(model: Path) -> str:
         if is_run and metadata.checkpoint_sha256 is not None and not checkpoint_of(model, metadata):
             return f"the run has gone on since {model} was exported; export it again with --force"
     return ""
-
-
-def read_checkpoint(path: Path) -> tuple[Checkpoint, str]:
-    """A checkpoint, and the SHA-256 of its file, which training may replace meanwhile.
-
-    Raises:
-        InputError: as for `load_checkpoint`.
-    """
-    while True:
-        before = checksum(path) if path.is_file() else ""
-        checkpoint = load_checkpoint(path)
-        if checksum(path) == before:
-            return checkpoint, before
-
-
-def _check_grid(
-    grid: FreeExtents | None, run_grid: FreeExtents, resize: FreeExtents | None, form: Form | None
-) -> None:
-    """Refuse a grid that no sample of the run has."""
-    if grid is None:
-        return
-    if len(grid) != len(run_grid):
-        raise InputError(
-            f"the samples of the run have {counted(len(run_grid), 'axis', 'axes')}, as "
-            f"{format_size(run_grid)}, got the grid {format_size(grid)}"
-        )
-    takes_any = form == "tiles" or (form == "scan" and None not in grid)
-    if resize and not takes_any:
-        fitting = tuple(
-            extent if extent is None or new is None else new
-            for extent, new in zip(grid, resize, strict=True)
-        )
-        if fitting != grid:
-            raise InputError(
-                f"the run resizes every image to {format_size(resize)}, so that none fits a model for "
-                f"{format_size(grid)}; export the size {format_size(fitting)}, or form 'scan'"
-            )
 
 
 def _path(run: Run, grid: FreeExtents | None, output: Path | None, form: Form) -> Path:

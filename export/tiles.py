@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -27,12 +27,14 @@ from mdlstm_tk.export.lowering.lower import lower
 from mdlstm_tk.export.lowering.step import Sweep, parameters_of
 from mdlstm_tk.export.lowering.write import write_sweep
 from mdlstm_tk.export.network import Network
-from mdlstm_tk.export.report import ExportReport, check_onnx
 from mdlstm_tk.io.metadata import Extents, Metadata
 from mdlstm_tk.layer import MDLSTM, space_to_depth
 from mdlstm_tk.models.blocks import depth_to_space
 from mdlstm_tk.runtime.tiles.archive import INDEX, SCHEMA
 from mdlstm_tk.tiling.stages import TileStages, stages_of
+
+if TYPE_CHECKING:
+    from mdlstm_tk.export.onnx import ExportReport
 
 
 def export_tiles(module: nn.Module, path: str | Path, **options: Any) -> ExportReport:
@@ -50,7 +52,7 @@ def export_tiles(module: nn.Module, path: str | Path, **options: Any) -> ExportR
         module: a network with a method `tile_stages`, see `mdlstm_tk.tiling.TileStages`, or an `MDLSTM`. It
             maps x (N, *grid, C) to y.
         path: the file to write, which ends in `.tiles`.
-        **options: channels, example_range, verify_inputs, metadata, atol and replace of `export_onnx`.
+        **options: channels, example_range, metadata, atol and replace of `export_onnx`.
 
     Raises:
         InputError: the network cannot run in tiles, or does not say how; the message has the reason.
@@ -63,9 +65,8 @@ def export_tiles(module: nn.Module, path: str | Path, **options: Any) -> ExportR
     return export_onnx(module, path, form="tiles", **options)
 
 
-def tiled(network: Network, inputs: Inputs) -> tuple[list[onnx.ModelProto], Callable[[Metadata], bytes]]:
-    """The graphs of a network, and a function that makes the content of a `.tiles` file of metadata: a ZIP
-    archive without compression, the same for the same graphs.
+def tiled(network: Network, inputs: Inputs) -> tuple[dict[str, Any], dict[str, onnx.ModelProto]]:
+    """The index of the archive of a network, and its graphs by name.
 
     Raises:
         InputError: the network takes x in another layout, or has several inputs or outputs, or does not say
@@ -110,17 +111,17 @@ def tiled(network: Network, inputs: Inputs) -> tuple[list[onnx.ModelProto], Call
         "head": None if head is None else {"file": "head.onnx"},
         "upsample": list(stages.upsample),
     }
-    members = {name: check_onnx(model, f"{name} of the exported archive") for name, model in graphs.items()}
+    return index, graphs
 
-    def content(metadata: Metadata) -> bytes:
-        index_file = to_json({**index, "metadata": metadata.to_props()}).encode()
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
-            for name, data in {INDEX: index_file, **members}.items():
-                file.writestr(zipfile.ZipInfo(name), data)  # of 1980, so that equal graphs give equal bytes
-        return buffer.getvalue()
 
-    return list(graphs.values()), content
+def archive(index: Mapping[str, Any], members: Mapping[str, bytes], metadata: Metadata) -> bytes:
+    """The content of a `.tiles` file: a ZIP archive without compression, the same for the same graphs."""
+    index_file = to_json({**index, "metadata": metadata.to_props()}).encode()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
+        for name, data in {INDEX: index_file, **members}.items():
+            file.writestr(zipfile.ZipInfo(name), data)  # of 1980, so that equal graphs give equal bytes
+    return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -152,22 +153,13 @@ class _Level:
         return self.layer.hidden_size if self.after is None else self.after.out_features
 
 
-def _levels_of(stages: TileStages) -> list[_Level]:
+def _levels_of(stages: TileStages) -> Iterator[_Level]:
     """The levels of a network."""
-    levels = []
-    for stage in stages.stages:
-        ones, last = (1,) * stage.layer.ndim, stage.layer.num_layers - 1
-        levels += [
-            _Level(
-                stage.layer,
-                number,
-                stage.layer.window if number == 0 else ones,
-                stage.before if number == 0 else None,
-                stage.after if number == last else None,
-            )
-            for number in range(last + 1)
-        ]
-    return levels
+    for layer, before, after in ((stage.layer, stage.before, stage.after) for stage in stages.stages):
+        for number in range(layer.num_layers):
+            window = layer.window if number == 0 else (1,) * layer.ndim
+            is_last = number == layer.num_layers - 1
+            yield _Level(layer, number, window, None if number else before, after if is_last else None)
 
 
 def _sweep_models(level: _Level, channels: int) -> Iterator[onnx.ModelProto]:

@@ -1,4 +1,4 @@
-"""Does a file compute what its network does? Two questions, asked before it is written.
+"""Does a file compute what its network does? Two questions, asked before it is written and later.
 
 Is the graph the network? The evaluator of onnx, in float64, is compared with the network in float64, at the
 own scale of each feature. Does the precision of the file suffice? A runtime is compared with the network in
@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError, ParityError
 from mdlstm_tk.export.inputs import Cases
 from mdlstm_tk.export.network import Network, Outputs
@@ -41,7 +43,7 @@ RTOL = 1e-5
 ATOLS = {"float32": 1e-5, "float16": 5e-3}  # by dtype of the file
 SMALLEST = float(np.finfo(np.float32).tiny) / RTOL  # numbers that are off by less have fewer digits
 UNEQUAL = 1e-3  # of integers
-UNKNOWN = "the evaluator of onnx does not run the graph, so it is held to the outputs' own scale"
+GRAPH = "graph in float64"
 NARROW = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
@@ -52,14 +54,11 @@ class Parity:
     Attributes:
         max_abs: largest absolute error; of integers the share that differs.
         max_ratio: largest ratio of an error to its tolerance; infinite if the output is not finite.
-        error, scale: the absolute error and the scale of the feature where that ratio is largest.
         output: the name of the output that is furthest out of tolerance.
     """
 
     max_abs: float
     max_ratio: float
-    error: float
-    scale: float = 1.0
     output: str = "y"
 
     @property
@@ -67,28 +66,103 @@ class Parity:
         """True if every element is within tolerance."""
         return self.max_ratio <= 1
 
-    def as_dict(self) -> dict[str, Any]:
-        """The error as JSON values; a number that is not finite becomes None."""
-        error = self.max_abs if math.isfinite(self.max_abs) else None
-        return {"max_abs": error, "scale": self.scale, "output": self.output, "passed": self.passed}
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """The result of `verify_model`; `print` shows a line for each runtime.
+
+    Attributes:
+        model: the file, or the folder with the files.
+        models: the metadata of each file that was verified, by its path.
+        references: what the files were compared with, in words.
+        outcomes: the errors by runtime, then by the name of the case.
+    """
+
+    model: Path
+    models: dict[Path, Metadata] = field(default_factory=dict)
+    references: list[str] = field(default_factory=list)
+    outcomes: dict[str, dict[str, Parity]] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of the runtimes that are out of tolerance on at least one case."""
+        return [name for name in self.outcomes if not self.worst(name)[1].passed]
+
+    @property
+    def reference(self) -> str:
+        """The references of the files, in words."""
+        return ", and ".join(dict.fromkeys(self.references))
+
+    def worst(self, runtime: str) -> tuple[str, Parity]:
+        """The case on which a runtime is furthest out of tolerance, or closest to that, and its error."""
+        return max(self.outcomes[runtime].items(), key=lambda item: item[1].max_ratio)
+
+    def tolerance(self) -> str:
+        """The largest error that is allowed in ONNX Runtime."""
+        atols = {metadata.parity.get("atol", RTOL) for metadata in self.models.values()}
+        return " or ".join(f"{atol:g}·s + {RTOL:g}·|y|" for atol in sorted(atols))
+
+    def __str__(self) -> str:
+        """The file and the reference, a line for each runtime, and the tolerance."""
+        lines = [f"{self.model} ({counted(len(self.models), 'model')}) against {self.reference}"]
+        for runtime in self.outcomes:
+            case, parity = self.worst(runtime)
+            verdict = "out of tolerance" if runtime in self.failed else "within tolerance"
+            lines.append(f"{runtime}: {parity.max_abs:.1e} on {case}, {verdict}")
+        return "\n".join([*lines, f"tolerance: {self.tolerance()}"])
+
+    def as_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """All outcomes as JSON values, by runtime and case; a number that is not finite becomes None."""
+
+        def of_case(parity: Parity) -> dict[str, Any]:
+            error = parity.max_abs if math.isfinite(parity.max_abs) else None
+            return {"max_abs": error, "output": parity.output, "passed": parity.passed}
+
+        return {
+            runtime: {case: of_case(parity) for case, parity in parities.items()}
+            for runtime, parities in self.outcomes.items()
+        }
+
+    def raise_if_failed(self) -> None:
+        """Do nothing if all runtimes passed.
+
+        Raises:
+            ParityError: a runtime failed; names the case, and what to do about it.
+        """
+        for runtime in self.failed[:1]:
+            case, worst = self.worst(runtime)
+            if runtime == GRAPH:
+                advice = (
+                    "the graph computes something else; does forward decide by a dtype, or read padding?"
+                )
+            elif any(metadata.form == "tiles" for metadata in self.models.values()):
+                advice = (
+                    "does tile_stages() describe what forward computes, each position from itself alone?"
+                )
+            else:
+                advice = (
+                    "its precision or its sigmoid, off by up to 1e-7, may not suffice; allow more with "
+                    "atol=... (--atol), or take a cell of bounded states"
+                )
+            raise ParityError(
+                f"{', '.join(self.failed)} computes something else: '{worst.output}' is off by "
+                f"{worst.max_abs:.1e} against {self.reference} on {case}, {worst.max_ratio:.3g} times the "
+                f"tolerance; {advice}"
+            )
 
 
-def compare(y: Array, exact: Array, atol: float = RTOL, scale: Any = 1.0) -> Parity:
+def compare(y: Array, exact: Array, atol: float, scale: Any, output: str) -> Parity:
     """The error of an output against the expected one, which has its shape; `atol` is in units of the scale
     of each feature."""
     if exact.dtype.kind != "f":
-        share = float(np.mean(y != exact)) if exact.size else 0.0
-        return Parity(share, share / UNEQUAL, share)
+        share = float(np.mean(y != exact))
+        return Parity(share, share / UNEQUAL, output)
     error = np.abs(y.astype(np.float64) - exact)
-    tolerance = atol * scale + RTOL * np.abs(exact)
     with np.errstate(divide="ignore"):  # atol may be 0
+        tolerance = atol * scale + RTOL * np.abs(exact)
         ratio = np.divide(error, tolerance, out=np.zeros_like(error), where=error != 0)
     ratio[~np.isfinite(ratio)] = np.inf
-    worst = int(np.argmax(ratio)) if ratio.size else 0
-    largest, at_worst, scale_there = (
-        float(np.broadcast_to(each, error.shape).flat[worst]) for each in (ratio, error, scale)
-    )
-    return Parity(float(error.max(initial=0)), largest, at_worst, scale_there)
+    return Parity(float(error.max()), float(ratio.max()), output)
 
 
 def scales_of(expected: Iterable[Outputs], metadata: Metadata) -> Scales:
@@ -111,7 +185,66 @@ def scales_of(expected: Iterable[Outputs], metadata: Metadata) -> Scales:
     return scales
 
 
-def errors_of(
+def check_samples(exact: Network, inputs: dict[str, Array]) -> None:
+    """Check that the outputs for a sample do not depend on others in its batch, or on chance.
+
+    Raises:
+        InputError: they do.
+    """
+    whole = exact.run(inputs)
+    for k in range(len(inputs["x"])):
+        alone = exact.run({name: value[k : k + 1] for name, value in inputs.items()})
+        for name, y in alone.items():
+            among = whole[name][k : k + 1]
+            tolerance = 1e-9 * max(SMALLEST, float(np.abs(among).max(initial=0)))
+            if y.shape != among.shape or not np.allclose(y, among, rtol=1e-9, atol=tolerance):
+                raise InputError(
+                    f"{exact.name} mixes the samples of a batch, or is random: what it returns for a "
+                    "sample alone differs from what it returns for it among others"
+                )
+
+
+def errors_of_file(
+    graph: Runtime | None,
+    sessions: Sequence[Session | TiledSession],
+    cases: Cases,
+    expected: Mapping[str, Outputs],
+    atol: float,
+    is_known: bool = False,
+) -> dict[str, dict[str, Parity]]:
+    """The errors of a graph in float64 and of runtimes on each case, by their names.
+
+    The evaluator of onnx lacks operators, and some are wrong in it, as Resize is to some extents. So the
+    runtimes have the last word, at the outputs' own scale.
+
+    Args:
+        graph: runs the graph in float64; None if the evaluator cannot, or the graph is the reference.
+        expected: the outputs of the reference, from which their scales follow; for other cases, too.
+        atol: of the runtimes.
+        is_known: whether the graph is known to be that of the network.
+
+    Raises:
+        ParityError: an output has another shape than expected.
+        MDLSTMError: ONNX Runtime fails.
+    """
+    metadata, found = sessions[0].metadata, dict[str, dict[str, Parity]]()
+    scales, own_atol = scales_of(expected.values(), metadata), ATOLS.get(metadata.dtype, RTOL)
+
+    def add(name: str, run: Runtime, atol: float) -> bool:
+        found[name] = _errors_of(run, cases, expected, metadata, atol, scales)
+        return all(parity.passed for parity in found[name].values())
+
+    is_right = graph is None or add(GRAPH, graph, own_atol)
+    if is_known or (graph is not None and is_right):
+        scales = {name: np.maximum(scale, 1) for name, scale in scales.items()}
+    atol = atol if is_right else min(atol, own_atol)  # else it would hide a wrong graph
+    passed = [add(f"ONNX Runtime, {each.device}", session_run(each, cases), atol) for each in sessions]
+    if not is_right and all(passed):
+        del found[GRAPH]
+    return found
+
+
+def _errors_of(
     run: Runtime,
     cases: Cases,
     expected: Mapping[str, Outputs],
@@ -133,100 +266,9 @@ def errors_of(
                 y = y[tuple(map(slice, exact.shape))]  # whose steps continue into the padding
             if y.shape != exact.shape:
                 raise ParityError(f"output '{name}' has shape {y.shape} on {case}, expected {exact.shape}")
-            found.append(replace(compare(y, exact, atol, scales[name]), output=name))
+            found.append(compare(y, exact, atol, scales[name], name))
         errors[case] = max(found, key=lambda parity: parity.max_ratio)
     return errors
-
-
-def check_samples(exact: Network, inputs: dict[str, Array]) -> None:
-    """Check that the outputs for a sample do not depend on others in its batch, or on chance.
-
-    Raises:
-        InputError: they do.
-    """
-    whole = exact.run(inputs)
-    for k in range(len(inputs["x"])):
-        alone = exact.run({name: value[k : k + 1] for name, value in inputs.items()})
-        for name, y in alone.items():
-            among = whole[name][k : k + 1]
-            tolerance = 1e-9 * max(SMALLEST, float(np.abs(among).max(initial=0)))
-            if y.shape != among.shape or not np.allclose(y, among, rtol=1e-9, atol=tolerance):
-                raise InputError(
-                    f"{exact.name} mixes the samples of a batch, or is random: what it returns for a "
-                    "sample alone differs from what it returns for it among others"
-                )
-
-
-def check_graph(
-    model: onnx.ModelProto,
-    metadata: Metadata,
-    cases: Cases,
-    expected: Mapping[str, Outputs],
-    scales: Scales,
-) -> str:
-    """Compare a graph with its network, both in float64, at the scales of the outputs.
-
-    Returns:
-        "", or in words why that is not known. The evaluator of onnx lacks operators, and some are wrong in
-        it, as Resize is to some extents; so a runtime has the last word, at the outputs' own scale.
-    """
-    run = graph_run(model, metadata, cases)
-    if isinstance(run, Exception):
-        return UNKNOWN
-    errors = errors_of(run, cases, expected, metadata, ATOLS[metadata.dtype], scales)
-    case, worst = max(errors.items(), key=lambda item: item[1].max_ratio)
-    if worst.passed:
-        return ""
-    return (
-        f"the graph computes something else than the network: '{worst.output}' is off by {worst.error:.1e} "
-        f"on {case}, both in float64; does forward decide by a dtype or a state, or read the padding?"
-    )
-
-
-def check_runtime(
-    session: Session | TiledSession,
-    cases: Cases,
-    expected: Mapping[str, Outputs],
-    atol: float,
-    scales: Scales,
-    doubt: str,
-) -> float:
-    """Check that a runtime computes a file precisely enough.
-
-    Args:
-        scales: of the outputs.
-        doubt: what `check_graph` returned.
-
-    Returns:
-        The largest absolute error.
-
-    Raises:
-        ParityError: it does not.
-        MDLSTMError: ONNX Runtime fails.
-    """
-    metadata, is_tiled = session.metadata, isinstance(session, TiledSession)
-    if doubt and doubt != UNKNOWN:
-        atol = min(atol, ATOLS[metadata.dtype])
-    if not doubt:
-        scales = {name: np.maximum(scale, 1) for name, scale in scales.items()}
-    errors = errors_of(session_run(session, cases), cases, expected, metadata, atol, scales)
-    case, worst = max(errors.items(), key=lambda item: item[1].max_ratio)
-    if not worst.passed:
-        advice = doubt
-        if is_tiled:
-            advice = "does tile_stages() describe what forward computes, each position from itself alone?"
-        elif not doubt:
-            advice = (
-                f"the graph is right, so {metadata.dtype}, or the runtime's sigmoid, off by up to 1e-7, "
-                "does not suffice; allow more with atol=... (--atol), or take a cell of bounded states"
-            )
-        is_float = expected[case][worst.output].dtype.kind == "f"
-        allowed = f"{atol:g}·{worst.scale:.3g} + {RTOL:g}·|y|" if is_float else f"{UNEQUAL:g} of integers"
-        raise ParityError(
-            f"'{worst.output}' of {'tiles' if is_tiled else 'ONNX Runtime'} is off by {worst.error:.1e} "
-            f"against float64 on {case}, allowed is {allowed}; {advice}"
-        )
-    return float(np.max([parity.max_abs for parity in errors.values()]))
 
 
 def _padded(run: Runtime, metadata: Metadata, cases: Cases) -> Runtime:
@@ -279,8 +321,8 @@ class Erf(OpRun):
         return (np.vectorize(math.erf, otypes=[x.dtype])(x),)
 
 
-def graph_run(model: onnx.ModelProto, metadata: Metadata, cases: Cases) -> Runtime | Exception:
-    """Runs a graph on cases in the evaluator of onnx, in float64; or why that cannot run it: it lacks
+def graph_run(model: onnx.ModelProto, metadata: Metadata, cases: Cases) -> Runtime | None:
+    """Runs a graph on cases in the evaluator of onnx, in float64; None if that cannot run it: it lacks
     operators, and has some in part."""
     names = list(metadata.output_names)
 
@@ -294,8 +336,8 @@ def graph_run(model: onnx.ModelProto, metadata: Metadata, cases: Cases) -> Runti
         evaluator = ReferenceEvaluator(_in_float64(model), new_ops=[Erf])
         padded = _padded(run, metadata, cases)
         padded({name: value[:1] for name, value in next(iter(cases.values())).items()})
-    except Exception as error:  # of all kinds
-        return error
+    except Exception:  # of all kinds
+        return None
     return padded
 
 
@@ -326,7 +368,7 @@ def _in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
 def _parts(message: Message) -> Iterator[Message]:
     """A protobuf message and all that it holds, at any depth."""
     yield message
-    for field, value in message.ListFields():
-        if field.message_type is not None:
+    for descriptor, value in message.ListFields():
+        if descriptor.message_type is not None:
             for part in [value] if isinstance(value, Message) else value:
                 yield from _parts(part)

@@ -16,7 +16,6 @@ from helpers.networks import Conditioned, Function, ManyHeads, Tokens
 from helpers.small_models import write_model
 from torch import nn
 
-from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_onnx, export_run, verify_model
 from mdlstm_tk.training import Run
@@ -112,18 +111,6 @@ def test_the_users_arrays_may_be_the_only_ones_that_a_network_takes(tmp_path: Pa
     assert verify_model(path, net, inputs={"mine": np.ones((3, 4, 1))}, device="cpu").failed == []
     with pytest.raises(InputError, match="index out of range"):
         verify_model(path, net, device="cpu", example_range=(7, 9))
-
-
-def test_padded_samples_of_a_file_are_compared_without_their_padding(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    net, x = MDLSTM(1, 2), np.random.default_rng(0).random((2, 4, 6, 1), np.float32)
-    path = export_onnx(net, tmp_path / "m.onnx", form="scan", padded=True).path
-    x[0, 2:] = np.nan
-    np.savez(tmp_path / "a.npz", x=x, sizes=np.array([[2, 6], [4, 5]]))
-    report = verify_model(path, net, inputs=[tmp_path / "a.npz"], device="cpu")
-    name = str(tmp_path / "a.npz")
-    assert {*report.outcomes["ONNX Runtime, cpu"]} == {f"{name}, sample 0", f"{name}, sample 1"}
-    assert report.failed == []
 
 
 def test_a_graph_that_the_evaluator_runs_in_float32_alone_is_refused(tmp_path: Path) -> None:
