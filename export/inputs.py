@@ -105,6 +105,8 @@ class Inputs:
         multiple_of: for each axis, the number that its extent must be a multiple of.
         draws: the random values of each input but `sizes`, x first.
         grid: extents to export for, None where they are free.
+        named: those of a grid that the user has named; of a network that takes no other the file is for
+            that one.
         example: the example x, or None.
         min_grid: the least extents that the network takes.
         shapes: for each grid that the network was run on, the shapes of all outputs.
@@ -120,6 +122,7 @@ class Inputs:
     multiple_of: Extents
     draws: dict[str, Draw]
     grid: FreeExtents
+    named: Extents | None
     example: Array | None
     min_grid: Extents
     shapes: dict[Extents, dict[str, tuple[int, ...]]] = field(default_factory=dict)
@@ -168,9 +171,8 @@ class Inputs:
         return {"x": x, **sizes, **dict(zip(self.further, further, strict=True))}
 
     def cases(self) -> Cases:
-        """Random inputs on all grids that the network was run on, one more on the main grid, zeros, and the
-        example."""
-        cases = random_cases(self.arrays, [*self.shapes], [0])
+        """Random inputs on `grids`, one more on the main grid, zeros, and the example."""
+        cases = random_cases(self.arrays, self.grids, [0])
         cases |= random_cases(self.arrays, [self.main], [1])
         low, high = self.draws["x"].range or (0, 0)
         if low <= 0 <= high and self.draws["x"].function is None:  # what a blank image is
@@ -256,6 +258,7 @@ def read_inputs(
         x = x.float() if channel_axis else x.float().unsqueeze(-1 if channels_last else 1)
         own, channels = grid_of(x, channels_last), x.shape[-1 if channels_last else 1]
     extents, ndim = grid or own, len(own or grid or (None,) * (layer.ndim if layer else 2))
+    named = tuple(extent for extent in grid or () if extent is not None)
     if form != "unrolled" and not (grid and None in grid):
         extents = (None,) * ndim
     if extents is None or len(extents) != ndim or (None in extents and form == "unrolled"):
@@ -274,6 +277,7 @@ def read_inputs(
         multiple_of=_per_axis("multiple_of", multiple_of, ndim),
         draws=draws,
         grid=extents,
+        named=named if len(named) == ndim else None,
         example=None if x is None else x.numpy(),
         min_grid=_per_axis("min_grid", min_grid, ndim),
     )
@@ -351,6 +355,8 @@ def find_grids(inputs: Inputs, exact: Network) -> dict[str, Outputs]:
         own = grid_of(inputs.example, inputs.channels_last)
         trials.append(inputs.like([2 * extent + 1 for extent in own]))
     main = next(filter(takes, trials), None)
+    if main is None and inputs.named and takes(inputs.named):
+        inputs.grid = main = inputs.named
     if main is None:
         raise InputError(
             f"{refused[trials[0]]}, on the grid {format_size(trials[0])}; give example_inputs=(x, …), the "

@@ -224,14 +224,16 @@ def export_onnx(
     expected = find_grids(inputs, exact)
     check_samples(exact, inputs.arrays(inputs.main, 3))
     cases, captured, index = inputs.cases(), None, dict[str, Any]()
+    few, grids = [*cases], [*inputs.shapes]
     if is_tiled:
         index, models = tiled(network, inputs)
     else:
         of_dtype = network if dtype == "float32" else network.in_dtype(torch.float16)
         captured, small = _captured(of_dtype, inputs)
-        cases |= random_cases(inputs.arrays, small, [0])
+        grids += small
         models = {"model": lower(captured.model, form)}
         _declare_outputs(models["model"], inputs)
+    cases |= random_cases(inputs.arrays, grids, [0])
     members = {name: _checked(model, name) for name, model in models.items()}
 
     def content(metadata: Metadata) -> bytes:
@@ -259,7 +261,7 @@ def export_onnx(
     atol = ATOLS[dtype] if atol is None else atol
     report = VerificationReport(path, {path: described}, [f"{network.name} in float64"])
     try:
-        report.outcomes.update(errors_of_file(graph, [session], cases, expected, atol, is_tiled))
+        report.outcomes.update(errors_of_file(graph, [session], cases, expected, atol, is_tiled, few))
         report.raise_if_failed()
     except ParityError as error:
         raise ParityError(f"{path} was not written: {error}") from None
