@@ -114,15 +114,17 @@ def _compile(device: str) -> str:
 
     from mdlstm_tk.layer import MDLSTM
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("no device, or a torch without CUDA; see https://pytorch.org/get-started")
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise DeviceError("no device, or a torch without CUDA; see https://pytorch.org/get-started")
+        kept = f"ran on {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+    else:
+        from mdlstm_tk.backends.cpu.compile import cache_folder  # fails without Numba
+
+        kept = f"kept in {cache_folder() or 'no folder, as none is private: each process compiles them'}"
     layer = MDLSTM(1, 2, backend="fused").to(device)
     layer(torch.ones(1, 2, 3, 1, device=device)).sum().backward()
-    if device == "cuda":
-        return f"ran on {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
-    from mdlstm_tk.backends.cpu.compile import cache_folder
-
-    return f"kept in {cache_folder() or 'no folder, as none is private: each process compiles them'}"
+    return kept
 
 
 def _version(package: str) -> str | None:
