@@ -203,6 +203,7 @@ class Dataset(Task):
 
     @cached_property
     def digests(self) -> Mapping[Split, Sequence[str]]:  # type: ignore[override]
+        """Of each sample its content and its target."""
         return {
             split: [digest_of(x) + digest_of(y) for x, y in samples] for split, samples in self.sets.items()
         }
