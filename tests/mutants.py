@@ -3,7 +3,8 @@
     python tests/mutants.py FOLDER --count 500 [--area core] [--seed 0] [--jobs 2]
 
 A mutant is one change by cosmic-ray, such as `-` in place of `+`, in a module of an area of `AREAS`. The
-fast tests of the area that run the changed line are run until one fails, or all if none is known to do so.
+fast tests of the area that run the changed line are run until one fails, the quickest first, or all if none
+is known to do so.
 Mutants are drawn at random, equally many of each area and always the same for a seed. FOLDER gets copies of
 the checkout, kernels, and `mutants.md`: a table, and every mutant that survived, which is a missing test or
 makes no difference. `make mutants` runs this.
@@ -140,15 +141,18 @@ def tests_of(area: str) -> list[str]:
     return [f"tests/{name}" for name in AREAS[area][1].split()]
 
 
-def try_out(mutant: Mutant, checkout: Path, lines: CoverageData, timeout: float) -> Mutant:
+def try_out(
+    mutant: Mutant, checkout: Path, lines: CoverageData, took: dict[str, float], timeout: float
+) -> Mutant:
     path = checkout / mutant.path
     before, times = path.read_text("utf-8"), path.stat()
     path.write_text(mutant.code, "utf-8")
     os.utime(path, (number := next(WRITTEN), number))
     (measured,) = [each for each in lines.measured_files() if each.endswith(f"/{mutant.path}")] or [""]
     contexts = lines.contexts_by_lineno(measured).get(mutant.line, []) if measured else []
-    covering = sorted({context.partition("|")[0] for context in contexts if context})
-    passed = tests_pass(checkout, covering or tests_of(mutant.area), timeout)
+    covering = {context.partition("|")[0] for context in contexts if context}
+    tests = sorted(covering, key=lambda test: took.get(test, 0.0)) or tests_of(mutant.area)
+    passed = tests_pass(checkout, tests, timeout)
     path.write_text(before, "utf-8")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # compiled kernels depend on it
     print("survived" if passed else "killed", mutant.path, mutant.line, flush=True)
@@ -181,22 +185,26 @@ def main() -> None:
         checkout = options.folder.resolve() / f"checkout-{job}"
         shutil.rmtree(checkout, ignore_errors=True)
         free.put(copy_checkout(checkout))
-    seconds, lines = dict[str, float](), dict[str, CoverageData]()
+    seconds, lines, took = dict[str, float](), dict[str, CoverageData](), dict[str, float]()
     for area in areas:
         start, checkout = time.monotonic(), free.get()
-        measured = ("--cov", "--cov-context=test", "--cov-report=")
+        measured = ("--cov", "--cov-context=test", "--cov-report=", "--durations=0", "-vv")
         if not tests_pass(checkout, tests_of(area), LONGEST, *measured):
             sys.exit(f"the tests of '{area}' fail without a mutant; see {checkout}.txt")
         seconds[area] = time.monotonic() - start
         lines[area] = CoverageData(str(shutil.move(checkout / ".coverage", checkout / f".coverage {area}")))
         lines[area].read()
+        for number, test in re.findall(
+            r"([\d.]+)s (?:call|setup) +(\S.*)", Path(f"{checkout}.txt").read_text()
+        ):
+            took[test] = took.get(test, 0.0) + float(number)
         free.put(checkout)
 
     def run(mutant: Mutant) -> Mutant:
         checkout = free.get()
         try:
             timeout = TIMES_AS_LONG * seconds[mutant.area] + MORE_SECONDS
-            return try_out(mutant, checkout, lines[mutant.area], timeout)
+            return try_out(mutant, checkout, lines[mutant.area], took, timeout)
         finally:
             free.put(checkout)
 
