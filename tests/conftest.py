@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import signal
 import sys
@@ -69,8 +70,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def as_a_process_begins() -> None:
     """Let SIGINT interrupt each test: a shell has its background jobs ignore it, and `mdlstm` ignores it as
-    it ends, where tests go on. And with one thread."""
+    it ends, where tests go on. And with one thread, and a log that nobody reads."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    logging.getLogger("mdlstm_tk").setLevel(logging.NOTSET)
     torch.set_num_threads(1)
 
 
