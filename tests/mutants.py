@@ -72,14 +72,14 @@ class Mutant(NamedTuple):
 
 
 def what_runs(code: str | None) -> str:
-    """The syntax tree as text, without annotations, which nobody evaluates, and without `strict=True` of
-    `zip`, which finds mistakes of ours. Empty if the code has none."""
+    """The syntax tree as text, without annotations, which nobody evaluates, and without `strict` of `zip` and
+    `frozen` of data classes, which find mistakes of ours. Empty if the code has none."""
     try:
         tree = ast.parse(code or "")
     except SyntaxError:
         return ""
     for node in ast.walk(tree):
-        if isinstance(node, ast.keyword) and node.arg == "strict":
+        if isinstance(node, ast.keyword) and node.arg in ("strict", "frozen"):
             node.value = ast.Constant(0)
         for name in ("annotation", "returns"):
             if getattr(node, name, None) is not None:

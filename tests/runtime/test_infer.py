@@ -185,6 +185,10 @@ def test_a_data_set_gives_its_samples_in_their_extents(folder: Path) -> None:
     assert [row["nats"] for row in nats] == [
         pytest.approx(2 * x[k, :h, :w].sum(), abs=1e-3) for k, (h, w) in enumerate(sizes)
     ]
+    for alone in (x, x[..., None], x[0, ..., None]):  # a batch without its channels, with them, one sample
+        np.savez("in/alone.npz", x=alone)
+        finish(infer_paths(["in/alone.npz"], write_model(folder / "m.onnx"), "a.npy", force=True))
+        np.testing.assert_array_equal(np.load("a.npy").reshape(alone.shape), 2 * alone)
     np.savez("in/set.npz", x=x, y=np.arange(3), ndim=2)
     assert len(finish(infer_paths(["in/set.npz"], classifier(folder / "c.onnx"), "s.json"))[0].rows) == 3
     wrong: dict[str, Any] = {"sizes ": {"sizes": sizes + 9}, "sizes": {"sizes": sizes - 1}}

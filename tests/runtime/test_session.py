@@ -38,8 +38,9 @@ def doubled(draw: st.DrawFn) -> tuple[dict[str, Any], list[tuple[int, ...]], boo
     of_grid = grid or (None,) * ndim
     extents = [st.integers(1, e or 5) if padded or e is None else st.just(e) for e in of_grid]
     grids = draw(st.lists(st.tuples(*extents), min_size=1, max_size=5))
-    channels = draw(st.sampled_from([1, 3]))
+    channels, integer = draw(st.sampled_from([1, 3])), draw(st.booleans())
     fields = {
+        "integer": integer,
         "grid": grid,
         "layout": layout_of(ndim, last),
         "channels": channels,
@@ -61,6 +62,7 @@ def test_each_array_gets_its_own_answer_in_its_own_axes(
     m, arrays = session.metadata, []
     for grid in grids:
         x = RNG.random((data.draw(st.integers(1, 4)), *m.shape_of(grid)), dtype=np.float32)
+        x = np.rint(9 * x) if m.integer else x
         x = x if data.draw(st.booleans()) else x[0]  # without the batch axis
         if m.channels == 1 and x.ndim == m.ndim + 1 and data.draw(st.booleans()):
             x = np.squeeze(x, -1 if m.channels_last else 0)
@@ -69,8 +71,11 @@ def test_each_array_gets_its_own_answer_in_its_own_axes(
     for x, y in zip(arrays, together, strict=True):
         np.testing.assert_array_equal(y, 2 * x.astype(np.float32), strict=True)
         np.testing.assert_array_equal(session(x), y, strict=True)
+    if m.integer:
+        with pytest.raises(InputError, match="whole"):
+            session(x + 0.5)
     if padded:
-        x = RNG.random((2, *m.shape_of(m.grid_like((4,) * m.ndim))), dtype=np.float32)
+        x = np.rint(9 * RNG.random((2, *m.shape_of(m.grid_like((4,) * m.ndim))), dtype=np.float32))
         sizes = np.array([[1] * m.ndim, m.grid_of(x.shape)])
         y = session(x, sizes=sizes)
         np.testing.assert_array_equal(y[1], 2 * x[1])
