@@ -72,8 +72,8 @@ class Mutant(NamedTuple):
 
 
 def what_runs(code: str | None) -> str:
-    """The syntax tree as text, without annotations, which nobody evaluates, and without `strict` of `zip` and
-    `frozen` of data classes, which find mistakes of ours. Empty if the code has none."""
+    """The syntax tree as text, without annotations, which nobody evaluates, and without `strict` of `zip`
+    and `frozen` of data classes, which find mistakes of ours. Empty if the code has none."""
     try:
         tree = ast.parse(code or "")
     except SyntaxError:
