@@ -153,6 +153,8 @@ def try_out(
     covering = {context.partition("|")[0] for context in contexts if context}
     tests = sorted(covering, key=lambda test: took.get(test, 0.0)) or tests_of(mutant.area)
     passed = tests_pass(checkout, tests, timeout)
+    if passed and len(covering) == 1:  # perhaps the test that imported the module
+        passed = tests_pass(checkout, tests_of(mutant.area), timeout)
     path.write_text(before, "utf-8")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # compiled kernels depend on it
     print("survived" if passed else "killed", mutant.path, mutant.line, flush=True)

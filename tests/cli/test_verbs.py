@@ -11,8 +11,10 @@ import subprocess
 import sys
 import time
 from dataclasses import fields
+from itertools import count
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from helpers.small_models import classifier, recogniser, segmenter, write_model
 from helpers.without_packages import TRAINING, python_without
 from PIL import Image
 
+from mdlstm_tk import training
 from mdlstm_tk._version import __version__
 from mdlstm_tk.cli import console
 from mdlstm_tk.cli.app import VERBS, typer_app
@@ -86,8 +89,9 @@ def test_the_four_commands(tmp_path: Path) -> None:
     assert values["best_score"] == best["validation"]["relevant_mean"]
     assert values["last_100_loss"] == pytest.approx(mean(each["loss"] for each in metrics))
     assert (values["steps_done"], values["exports"]) == (25, ["model-2x3.onnx", "model-4x4.onnx"])
-    assert 0 < values["training_seconds"] == round(values["training_seconds"], 1)
-    assert "has gone on since" in succeed("info", run).err
+    assert 0 <= values["training_seconds"] == round(values["training_seconds"], 1)
+    err = succeed("info", run).err
+    assert "has gone on since" in err and f"next: mdlstm infer FILE -m {run}/model-2x3.onnx" in err
     done = mdlstm("train", "--steps", 5, "-o", run)
     assert done.code == 2 and "--force" in done.err
 
@@ -152,6 +156,16 @@ def test_what_a_training_says_is_in_its_run(
     stray = next((data / "images").iterdir())
     shutil.copy(stray, stray.with_stem("stray"))  # without a mask
     monkeypatch.setattr(console, "LINE_SECONDS", -1)
+    seconds, train = list[float](), training.train  # of each step
+
+    def spied(*arguments: Any, on_step: Any, **how: Any) -> Any:
+        def record(state: Any, *values: Any) -> None:
+            seconds.append(state.seconds)
+            on_step(state, *values)
+
+        return train(*arguments, on_step=record, **how)
+
+    monkeypatch.setattr(training, "train", spied)
     steps, held_out = "minutes" not in options, "validation" not in options
     words = f"--task segment --hidden 3 --augment 0 --evaluate-every 10 --batch-size 8 {options}".split()
     words += ["--steps", "30"] * steps
@@ -165,7 +179,8 @@ def test_what_a_training_says_is_in_its_run(
     for k, (_, _, text) in enumerate(told, 1):
         loss, *others = text.split(", ")
         assert loss == f"loss {mean(losses[max(0, k - 20) : k]):.4g}"
-        assert bool(others and others[-1].endswith(" steps/s")) == (k > 1)
+        if k > 1:
+            assert others[-1] == f"{(k - 1) / (seconds[k - 1] - seconds[0]):.3g} steps/s"
         assert any(each.startswith("error ") for each in others) == (k >= 10 and held_out)
     ended, best, wrote, following = lines[-4:]
     assert ended == f"{run.folder} has {result['ending']}, {result['steps_per_second']:.3g} steps/s"
@@ -217,12 +232,15 @@ def test_standard_streams(place: Path) -> None:
     assert done.code == 1 and ["error" in each for each in json.loads(done.out)["files"]] == [False, True]
 
 
-def test_messages_of_many_files(place: Path) -> None:
+def test_messages_of_many_files(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line on the way for each tenth, each failure, and the numbers; each result with -v alone."""
     names = [f"x{k}.npy" for k in range(25)]
     for name in names:
         np.save(place / name, np.eye(8))
+    clock = SimpleNamespace(perf_counter=count(100, 2).__next__)  # a file each two seconds
+    monkeypatch.setattr("mdlstm_tk.cli.infer.time", clock)
     first, *lines = succeed("infer", *names, "-m", "m.onnx", cwd=place).err.splitlines()
+    assert all(line.endswith(" 0.5 files/s") for line in lines[:-1])
     tenths = [f"{-(-25 * k // 10)}/25" for k in range(1, 11)]
     assert first.startswith("m.onnx") and [line.split()[0] for line in lines] == [*tenths, "25"]
     assert lines[-1] == "25 done, 0 failed"

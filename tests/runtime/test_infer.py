@@ -280,15 +280,17 @@ def test_the_model_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert str(find_model()) == "one.onnx"
 
 
-def test_chunks_and_batches_change_no_byte(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_and_batches_change_no_answer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for k in range(40):
         np.save(f"in/{k:02}.npy", RNG.random((2 + k % 3, 4), dtype=np.float32))
     model, results = classifier(folder / "m.onnx"), []
     for chunk, batch in ((256, None), (7, None), (256, 1), (3, 5)):
         monkeypatch.setattr("mdlstm_tk.runtime.infer.CHUNK", chunk)
         finish(infer_paths(["in"], model, "t.csv", batch_size=batch, force=True))
-        results.append(Path("t.csv").read_bytes())
-    assert len({*results}) == 1
+        results.append([line.rsplit(",", 1) for line in Path("t.csv").read_text().splitlines()[1:]])
+    assert len({str([row for row, _ in rows]) for rows in results}) == 1
+    numbers = np.array([[number for _, number in rows] for rows in results], float)
+    assert np.ptp(numbers, axis=0).max() < 3e-6  # kernels of some processors round by the batch
 
 
 @pytest.mark.parametrize("stops_at", [1, 3])
