@@ -64,7 +64,7 @@ def _describe_run(folder: Path) -> dict[str, Any]:
         "kind": "run",
         **asdict(last.config),
         "task": last.spec.name,
-        "steps_done": last.step,
+        "steps_done": last.state.step,
         "training_seconds": round(last.state.seconds, 1),
         "parameters": count_parameters(last.network()),
         "best_step": last.state.best_step,

@@ -96,7 +96,7 @@ def train(
         ended.append(run)
         report.write_report(run, task, network)
 
-    done = (start.state.seconds if seconds else start.step) if start else 0
+    done = (start.state.seconds if seconds else start.state.step) if start else 0
     how: Any = {"on_step": on_step, "on_end": on_end}
     try:
         with console.progress(seconds or chosen.steps, done, "s" if seconds else "steps") as show:

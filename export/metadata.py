@@ -16,7 +16,6 @@ from mdlstm_tk.export.inputs import Inputs
 from mdlstm_tk.export.network import Network, mdlstm_layers
 from mdlstm_tk.io.metadata import Dtype, Extents, Form, Metadata, layout_of
 from mdlstm_tk.kinds import kind_named, kind_names
-from mdlstm_tk.training.networks import columns_per_step
 
 LONGEST = 1000  # extent that a window must explain
 
@@ -65,7 +64,7 @@ def describe(
         as_number = float if (x % 1).any() else int
         example_range = as_number(x.min()), as_number(x.max())
     if kind.reads_lines:
-        fields = {"columns_per_step": columns_per_step(exact.module), **fields}
+        fields = {"columns_per_step": getattr(exact.module, "columns_per_step", None), **fields}
     least = inputs.like([1] * inputs.ndim)
     is_any = all(e in (own, m) for e, own, m in zip(least, inputs.grid, inputs.multiple_of, strict=True))
     metadata = Metadata(

@@ -39,6 +39,7 @@ class Normalized(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
+        self.columns_per_step = getattr(network, "columns_per_step", None)
         self.scales_targets = len(target_mean) > 0
         numbers = {"mean": mean, "std": std}
         if self.scales_targets:

@@ -79,8 +79,8 @@ def write_report(
             result |= {"outputs": evaluation.outputs}
     facts = {
         "run": run.folder,
-        "training": result.get("ending", f"at step {checkpoint.step}"),
-        "best step": checkpoint.step,
+        "training": result.get("ending", f"at step {checkpoint.state.step}"),
+        "best step": checkpoint.state.step,
         "time": duration(checkpoint.state.seconds),
         "parameters": f"{count_parameters(network):,}",
         "x": f"{size} × {spec.channels}",

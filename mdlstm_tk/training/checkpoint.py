@@ -124,11 +124,6 @@ class Checkpoint:
     state: State
     tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
-    @property
-    def step(self) -> int:
-        """Steps done."""
-        return self.state.step
-
     def weights(self) -> Mapping[str, Tensor]:
         """A state dict of the network: of a run that goes on, the average if there is one."""
         goes_on = any(name.startswith("optimizer.") for name in self.tensors)

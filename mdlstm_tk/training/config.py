@@ -91,6 +91,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for each in fields(self):
             object.__setattr__(self, each.name, _convert(each, getattr(self, each.name)))
+        if self.data:  # so that a run can be resumed in any working folder
+            object.__setattr__(self, "data", str(Path(self.data).resolve()))
 
     @property
     def grid(self) -> tuple[int, ...]:

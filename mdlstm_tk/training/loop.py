@@ -35,7 +35,7 @@ from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.distributed import Group, join
 from mdlstm_tk.training.evaluation import add_up, evaluate, measures_of, on_device, predict, predictor
 from mdlstm_tk.training.memory import check_memory, keep_freed_memory
-from mdlstm_tk.training.networks import build_network, columns_per_step, count_parameters, with_windows
+from mdlstm_tk.training.networks import build_network, count_parameters, with_windows
 from mdlstm_tk.training.run import Run, new_run, open_run
 from mdlstm_tk.training.tasks import make_task
 
@@ -88,7 +88,7 @@ def train(
     group = join(config.device)
     task = copy(task or make_task(config))  # whose spec becomes that of the run
     source = load_checkpoint(open_run(config.init).checkpoint) if config.init else None
-    config = _with_whole_path(with_windows(config, task))
+    config = with_windows(config, task)
     check_memory(config, task, group)
     network = build_network(config, task.spec)
     if source:
@@ -98,7 +98,7 @@ def train(
         if not (measures := evaluate(network, task, "validation", config.seed, group)):
             raise InputError("best_by (--best-by) needs validation data, such as validation=0.1")
         State().after(measures, config, ())
-    if columns := columns_per_step(network):
+    if columns := getattr(network, "columns_per_step", None):
         task.spec = replace(task.spec, decoding={**task.spec.decoding, "columns_per_step": columns})
     run = Run(group.broadcast(new_run(config, task, folder, force).folder if group.is_main else Path()))
     learned, validated = ({*contents(task, split)} for split in SPLITS[:2])
@@ -131,7 +131,7 @@ def resume(
     """
     run = open_run(folder)
     last = load_checkpoint(run.last)
-    config = _with_whole_path(last.config.resumed(changes))
+    config = last.config.resumed(changes)
     group = join(config.device)
     task = copy(task or make_task(config, last.state.learned, last.spec))
     if task.digest != last.state.data:
@@ -313,7 +313,7 @@ def _conclude(
         "model": best.config.model,
         "parameters": count_parameters(network),
         "ending": state.describe(best.config),
-        "step": best.step,
+        "step": best.state.step,
         "seconds": round(state.seconds, 1),
         "steps_per_second": pace and round(pace, 3),
         "split": split if sums else None,
@@ -329,11 +329,6 @@ def _conclude(
     if on_end:
         on_end(run, task, network)
     return result
-
-
-def _with_whole_path(config: TrainConfig) -> TrainConfig:
-    """The configuration of a run that can be resumed in any working folder."""
-    return replace(config, data=str(Path(config.data).resolve())) if config.data else config
 
 
 @contextmanager

@@ -86,11 +86,6 @@ def with_windows(config: TrainConfig, task: Task) -> TrainConfig:
     return config if chosen[0] == first else replace(config, windows=",".join(map(format_size, chosen)))
 
 
-def columns_per_step(network: nn.Module) -> int | None:
-    """The columns of x under one step of the output; None for networks that do not say it."""
-    return getattr(getattr(network, "network", network), "columns_per_step", None)
-
-
 def count_parameters(network: nn.Module) -> int:
     """The number of trainable and other parameters."""
     return sum(parameter.numel() for parameter in network.parameters())

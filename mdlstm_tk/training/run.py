@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -63,24 +63,24 @@ class Run:
             yield lambda records: None
             return
         with locked(self.folder, "give another folder"), ExitStack() as stack:
-            if start.step and load_checkpoint(self.last).step != start.step:
+            if start.state.step and load_checkpoint(self.last).state.step != start.state.step:
                 raise InputError(f"{self.folder} has gone on since it was opened; open it again")
             outdated = [self.result, self.curves, self.prediction, self.report]
-            if not start.step:
+            if not start.state.step:
                 models = [*self.folder.glob("model*.onnx"), self.folder / "model.tiles"]
                 of_run = [*models, self.folder / "lm.arpa.gz"] if self.checkpoint.exists() else []
                 outdated += [self.best, self.last, *of_run]
             for path in outdated:
                 path.unlink(missing_ok=True)
             self.write(self.config, start.config.to_toml())
-            kept = [record for record in self.read_metrics() if record["step"] <= start.step]
+            kept = [record for record in self.read_metrics() if record["step"] <= start.state.step]
             self.write(self.metrics, "".join(to_json(record) + "\n" for record in kept))
             file = stack.enter_context(self.metrics.open("a", encoding="utf-8"))
             events: Any = None
             if start.config.tensorboard:
                 from torch.utils.tensorboard import SummaryWriter
 
-                events = SummaryWriter(str(self.folder), purge_step=start.step + 1)
+                events = SummaryWriter(str(self.folder), purge_step=start.state.step + 1)
                 stack.callback(events.close)
 
             def add(records: list[Record]) -> None:
@@ -111,11 +111,9 @@ def new_run(config: TrainConfig, task: Task, folder: str | Path | None, force: b
         name = f"{task_name}{config.model}-{format_size(task.spec.size)}".replace("/", "-").lower()
         for k in count(1):
             run = Run(RUNS / (name if k == 1 else f"{name}-{k}"))
-            try:
+            with suppress(FileExistsError):
                 run.folder.mkdir(parents=True)
                 return run
-            except FileExistsError:
-                continue
     run = Run(folder or "")
     if not force and not is_empty(run.folder):
         raise InputError(

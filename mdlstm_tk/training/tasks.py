@@ -51,12 +51,7 @@ def register_task(name: str, *, kind: str, defaults: Mapping[str, Any] = {}) -> 
         name: of the task.
         kind: of the task, which decides about networks and loss.
         defaults: settings that suit the task, by key of `TrainConfig`.
-
-    Raises:
-        InputError: `name` is a kind of data.
     """
-    if name in kind_names():
-        raise InputError(f"'{name}' is a kind of data; register the task by another name")
 
     def add(function: F) -> F:
         _registered[name] = Entry(function, kind, dict(defaults))

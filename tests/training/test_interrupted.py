@@ -156,7 +156,7 @@ def test_a_run_that_is_stopped_again_and_again_equals_a_whole_one(
             try:
                 _go_on(start, run.folder, fail_after(steps, number))
             except KeyboardInterrupt:
-                done, recorded = load_checkpoint(run.last).step, run.read_metrics()
+                done, recorded = load_checkpoint(run.last).state.step, run.read_metrics()
                 assert [record["step"] for record in recorded] == [*range(1, done + 1)]
         stops += 1
         if data is not None:
@@ -205,7 +205,7 @@ def test_a_run_that_was_stopped_before_its_first_validation_is_a_run(tmp_path: P
             file.write(torn)
         assert run.read_metrics() == records
         run.metrics.write_bytes(run.metrics.read_bytes().removesuffix(torn))
-    done = load_checkpoint(run.last).step
+    done = load_checkpoint(run.last).state.step
     assert resume(run.folder, steps=3)["step"] == done and run.best.exists()
 
 

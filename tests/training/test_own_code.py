@@ -21,7 +21,7 @@ from mdlstm_tk.io.metadata import Metadata
 from mdlstm_tk.kinds import Kind, kind_named, kind_names, register_kind
 from mdlstm_tk.models import register
 from mdlstm_tk.runtime import decode, infer_paths
-from mdlstm_tk.training import TrainConfig, build_network, load_checkpoint, register_task, resume, train
+from mdlstm_tk.training import TrainConfig, build_network, load_checkpoint, resume, train
 
 MINE = """
 import numpy as np
@@ -136,8 +136,6 @@ def test_keyword_arguments_of_decode_are_options() -> None:
     for name in ("classify", "density"):
         with pytest.raises(InputError):
             register_kind(type("Mine", (Sums,), {"name": name})())
-    with pytest.raises(InputError):
-        register_task("segment", kind="grid")
     assert kind_names() == before
 
 

@@ -67,11 +67,11 @@ def test_an_interrupt_ends_all_processes_with_a_checkpoint(tmp_path: Path) -> No
     run, deadline = Run(tmp_path / "run"), time.monotonic() + 200
     while not run.last.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
-    before = load_checkpoint(run.last).step
+    before = load_checkpoint(run.last).state.step
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 130, errors
-    assert not descendants(process.pid) and load_checkpoint(run.last).step > before
+    assert not descendants(process.pid) and load_checkpoint(run.last).state.step > before
     assert b"Traceback" not in errors
 
 
