@@ -116,9 +116,7 @@ def new_run(config: TrainConfig, task: Task, folder: str | Path | None, force: b
                 return run
     run = Run(folder or "")
     if not force and not is_empty(run.folder):
-        raise InputError(
-            f"{folder} is not empty; give another folder, or train into it with force (--force)"
-        )
+        raise InputError(f"{folder} is not empty; give another folder, or force (--force)")
     run.folder.mkdir(parents=True, exist_ok=True)
     return run
 
