@@ -51,7 +51,7 @@ def compare(
 
 def _table(results: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of results: the mean of the seeds, and their range."""
-    columns = list(dict.fromkeys(key for entry in results.values() for key in entry))
+    columns = list(dict.fromkeys(key for entry in results.values() for key in entry if key != "seeds"))
 
     def cell(value: Any) -> str:
         if not isinstance(value, list):

@@ -142,11 +142,6 @@ class Task(ABC):
         """A digest of its class and of all samples, whatever these are called and in any order."""
         return fingerprint(type(self), self.digests)
 
-    @property
-    def extents(self) -> npt.NDArray[np.int64]:
-        """(M, D) those that samples have."""
-        return np.array([self.spec.size])
-
     def largest_batch(self, seed: int, count: int) -> Extents:
         """The extents of the largest batch of training."""
         return self.spec.size
@@ -196,10 +191,10 @@ class Dataset(Task):
         self.spec, self.sets, self.of_kind, self.augment, self.crop = spec, sets, kind, augment, crop
         if augment and len(spec.size) != 2:
             raise InputError(f"augment distorts images, but samples have {len(spec.size)} axes; use 0")
-        if extents is not None and crop is not None:
-            extents = np.minimum(extents, crop)
-        self._extents = extents
-        self._ranks = None if extents is None or (extents == extents[0]).all() else shape_order(extents)
+        whole = np.array([spec.size]) if extents is None else extents
+        self.extents = whole if crop is None else np.minimum(whole, crop)
+        is_mixed = (self.extents != self.extents[0]).any()
+        self._ranks = shape_order(self.extents) if is_mixed else None
 
     @cached_property
     def digests(self) -> Mapping[Split, Sequence[str]]:  # type: ignore[override]
@@ -211,18 +206,12 @@ class Dataset(Task):
     def count(self, split: Split) -> int:
         return len(self.sets.get(split, ()))
 
-    @property
-    def extents(self) -> npt.NDArray[np.int64]:
-        return super().extents if self._extents is None else self._extents
-
     def largest_batch(self, seed: int, count: int) -> Extents:
-        extents = [np.array([self.spec.size])]
-        if self._ranks is not None and self._extents is not None:
-            for step in range(min(-(-len(self._ranks) // count), MAX_EXAMINED_BATCHES)):
-                chosen = [k for _, k in bucketed_draws(seed, self._ranks, step, count)]
-                extents.append(self._extents[chosen].max(axis=0, keepdims=True))
-        every = np.concatenate(extents)
-        return tuple(map(int, every[every.prod(axis=1).argmax()]))
+        if self._ranks is None:
+            return self.spec.size
+        steps = range(min(-(-len(self._ranks) // count), MAX_EXAMINED_BATCHES))
+        batches = ([k for _, k in bucketed_draws(seed, self._ranks, step, count)] for step in steps)
+        return tuple(max((self.extents[each].max(axis=0).tolist() for each in batches), key=prod))
 
     def batch(
         self, seed: int, step: int, count: int, split: Split = "train", shard: slice = WHOLE_BATCH

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from mdlstm_tk.data.files import is_npz
 from mdlstm_tk.data.order import shape_order
 from mdlstm_tk.data.scan import Samples, Scanned, mean_and_std, scan
 from mdlstm_tk.data.splits import divide, sources
-from mdlstm_tk.data.task import Dataset, Extents, Split, TaskSpec, fingerprint
+from mdlstm_tk.data.task import Dataset, Split, TaskSpec, fingerprint
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io.images import Preprocessing
 
@@ -41,38 +41,16 @@ def read_data(
         InputError: the path does not exist, has another layout, or contains no usable sample.
     """
     path = Path(config.data)
-    scanned, prepare = _scanned(config, kind, kind.encoder(spec) if spec else None)
-    every = [each for some in scanned.values() for each in some]
-    channels = max([1, *(len(each.moments.total) for each in scanned["train"])])
-    if len({(len(e.extents), 0 if prepare else len(e.moments.total)) for e in every}) > 1:
-        raise InputError(f"{path}: x has other axes or channels in one split than in another")
+    scanned, prepare = _scanned(config, kind, spec)
     divided = divide(scanned, path, config.validation, config.seed, kind.stratum, learned)
     if config.validation and "validation" not in divided:
         log.warning("none is held out for validation, as all samples share contents or a file")
-    train = divided["train"]
-    shapes = np.array([each.extents for each in train])
-    crop = for_axes(parse_size(config.crop), shapes.shape[1]) if config.crop else None
     if spec is not None:
-        return _dataset(path, spec, divided, kind, config.augment, extents=shapes, crop=crop)
-    if prepare is not None:
-        prepare = Preprocessing(channels, prepare.resize)
-    try:
-        of_train, of_all = ([each.summary for each in some] for some in (train, every))
-        labels = kind.fit(of_train, of_all, prepare, config)
-        if unsafe := [name for name in labels.classes if not is_plain_text(name)]:
-            raise InputError(f"the class {unsafe[0]!r} holds a control character; rename it")
-        absent = {*labels.classes}
-        if absent:
-            absent -= {*kind.fit(of_train, of_train, prepare, config).classes}
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    if absent:
-        log.warning("classes without samples to train on: %s", ", ".join(sorted(absent)))
-    extents = np.array([each.extents for some in divided.values() for each in some])
-    spec = _describe(path, kind, channels, train, labels, prepare, extents, crop)
-    task = _dataset(path, spec, divided, kind, config.augment, extents=shapes, crop=crop)
-    if labels.classes:
-        names = labels.classes if len(labels.classes) <= 30 else (*labels.classes[:30], "…")
+        return _dataset(config, spec, divided, kind, config.augment)
+    spec = _describe(config, kind, divided, [each for some in scanned.values() for each in some], prepare)
+    task = _dataset(config, spec, divided, kind, config.augment)
+    if spec.classes:
+        names = spec.classes if len(spec.classes) <= 30 else (*spec.classes[:30], "…")
         log.info("outputs: %d (%s)", spec.outputs, ", ".join(names))
     return task
 
@@ -90,13 +68,10 @@ def data_of_run(config: Any, spec: TaskSpec, state: Any, kind: Any) -> Dataset:
         InputError: as of `read_data`, or all samples have been learned, or are of another shape.
     """
     path, known = Path(config.data), {*state.learned}
-    scanned, prepare = _scanned(config, kind, kind.encoder(spec))
-    every = [each for some in scanned.values() for each in some]
-    shapes = {(len(e.extents), 0 if prepare else len(e.moments.total)) for e in every}
-    if shapes - {(len(spec.size), 0 if spec.preprocessing else spec.channels)}:
-        raise InputError(f"{path} holds samples of other axes or channels than the run was trained on")
+    scanned, _ = _scanned(config, kind, spec)
     divided = divide(scanned, path, config.validation, config.seed, kind.stratum, state.learned)
     if fingerprint(Dataset, _identities(divided)) != state.data:
+        every = [each for some in scanned.values() for each in some]
         new = [each for each in every if each.digest not in known]
         fresh = [each for each in new if each.digest not in {*state.validated}]
         if not new:
@@ -105,14 +80,14 @@ def data_of_run(config: Any, spec: TaskSpec, state: Any, kind: Any) -> Dataset:
         log.info("%s is not what the run was trained on, and is measured alone", path)
         if left := len(every) - len(fresh or new):
             log.warning("samples that the run has learned or validated with, left out: %d", left)
-    crop = for_axes(parse_size(config.crop), len(spec.size)) if config.crop else None
-    return _dataset(path, replace(spec, name=path.resolve().stem), divided, kind, crop=crop)
+    return _dataset(config, replace(spec, name=path.resolve().stem), divided, kind)
 
 
 def _scanned(
-    config: Any, kind: Any, encode: Callable[[Any], Any] | None = None
+    config: Any, kind: Any, spec: TaskSpec | None
 ) -> tuple[dict[Split, list[Scanned]], Preprocessing | None]:
-    """The samples of each source, and how images become x, but for their channels; None of arrays."""
+    """The samples of each source, which fit the spec of a run, and how images become x, but for their
+    channels; None of arrays."""
     path = Path(config.data)
     found = sources(path, kind)
     if found["train"] != path:
@@ -123,29 +98,33 @@ def _scanned(
     if arrays and config.resize:
         raise InputError(f"resize is for images, but {found['train']} holds arrays; leave it out")
     prepare = None if arrays else Preprocessing(3, parse_resize(config.resize) if config.resize else None)
-    room = [config.cache * 2**20]
+    room, encode = [config.cache * 2**20], kind.encoder(spec) if spec else None
     scanned = {
         split: scan(kind.samples(each), kind, prepare, room, encode) for split, each in found.items()
     }
     if not scanned["train"]:
         raise InputError(f"{found['train']}: no usable samples; kind {kind.name} takes {kind.layout}")
+    every = [each for some in scanned.values() for each in some]
+    shapes = {(len(each.extents), 0 if prepare else len(each.moments.total)) for each in every}
+    if spec:
+        shapes.add((len(spec.size), 0 if spec.preprocessing else spec.channels))
+    if len(shapes) > 1:
+        than = "the run was trained on" if spec else "others"
+        raise InputError(f"{path} holds samples with other axes or channels than {than}")
     return scanned, prepare
 
 
 def _dataset(
-    path: Path,
-    spec: TaskSpec,
-    divided: dict[Split, list[Scanned]],
-    kind: Any,
-    augment: float = 0,
-    **options: Any,
+    config: Any, spec: TaskSpec, divided: dict[Split, list[Scanned]], kind: Any, augment: float = 0
 ) -> Dataset:
     for split in divided.keys() - {"train"}:  # so that batches of an evaluation hold similar samples
         shapes = np.array([each.extents for each in divided[split]])
         divided[split] = [divided[split][k] for k in np.argsort(shape_order(shapes), kind="stable")]
     encode = kind.encoder(spec)
     sets = {split: Samples(each, spec.preprocessing, encode) for split, each in divided.items()}
-    task = Dataset(spec, sets, kind, augment, **options)
+    crop = for_axes(parse_size(config.crop), len(spec.size)) if config.crop else None
+    of_train = [each.extents for each in divided.get("train", ())]
+    task = Dataset(spec, sets, kind, augment, extents=np.array(of_train) if of_train else None, crop=crop)
     task.names = {split: [e.sample.name for e in each] for split, each in divided.items()}
     task.groups = {split: [e.sample.group for e in each] for split, each in divided.items()}
     task.digests = _identities(divided)
@@ -153,7 +132,7 @@ def _dataset(
     extents = np.array([each.extents for some in divided.values() for each in some])
     smallest, largest = (format_size(f(axis=0).tolist()) for f in (extents.min, extents.max))
     size = smallest if smallest == largest else f"{smallest} to {largest}"
-    log.info("%s: %s; %s, channels: %d", path, counts, size, spec.channels)
+    log.info("%s: %s; %s, channels: %d", Path(config.data), counts, size, spec.channels)
     return task
 
 
@@ -162,33 +141,48 @@ def _identities(divided: Mapping[Split, Sequence[Scanned]]) -> dict[Split, list[
 
 
 def _describe(
-    path: Path,
+    config: Any,
     kind: Any,
-    channels: int,
-    train: list[Scanned],
-    labels: Any,
+    divided: Mapping[Split, Sequence[Scanned]],
+    every: Sequence[Scanned],
     prepare: Preprocessing | None,
-    extents: Any,
-    crop: Extents | None,
 ) -> TaskSpec:
+    """The spec of a new run. Labels follow from all samples, also those that no split has."""
+    path, train = Path(config.data), divided["train"]
     moments = [each.moments for each in train]
+    channels = max(len(each.total) for each in moments)
+    if prepare is not None:
+        prepare = Preprocessing(channels, prepare.resize)
+    try:
+        of_train, of_all = ([each.summary for each in some] for some in (train, every))
+        labels = kind.fit(of_train, of_all, prepare, config)
+        if unsafe := [name for name in labels.classes if not is_plain_text(name)]:
+            raise InputError(f"the class {unsafe[0]!r} holds a control character; rename it")
+        absent = {*labels.classes} - {*kind.fit(of_train, of_train, prepare, config).classes}
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if absent:
+        log.warning("classes without samples to train on: %s", ", ".join(sorted(absent)))
     mean, std = ((), ()) if kind.x_range else mean_and_std(moments)
     low, high = min(each.low for each in moments), max(each.high for each in moments)
-    used = extents.max(axis=0) if crop is None else np.minimum(extents.max(axis=0), crop)
     in_unit = prepare is not None and low >= 0 and high <= 1  # whose ends are those of the pixels' dtype
+    extents = np.array([each.extents for some in divided.values() for each in some])
+    size = extents.max(axis=0)
+    if config.crop:
+        size = np.minimum(size, for_axes(parse_size(config.crop), len(size)))
     return TaskSpec(
         name=path.resolve().stem,
         kind=kind.name,
         channels=channels,
         outputs=labels.outputs,
-        size=tuple(used.tolist()),
+        size=tuple(size.tolist()),
         classes=labels.classes,
         mean=mean,
         std=std,
         target_mean=labels.mean,
         target_std=labels.std,
         preprocessing=prepare,
-        mixed_sizes=crop is not None or bool((extents != extents[0]).any()),
+        mixed_sizes=bool(config.crop) or bool((extents != extents[0]).any()),
         x_range=(0.0, 1.0) if in_unit else (low, high),
         decoding=labels.decoding,
     )

@@ -61,7 +61,7 @@ def write_report(
     checkpoint = load_checkpoint(run.checkpoint)
     config, spec, records = checkpoint.config, checkpoint.spec, run.read_metrics()
     network, task = network or checkpoint.network(), task or _task_of(checkpoint, data)
-    title, size = f"{config.model} on {spec.name}", format_size(spec.size)
+    title = f"{config.model} on {spec.name}"
     pictures, evaluation, result, sections = [], None, run.read_result(), ""
     if records:
         draw_curves(run.curves, title, records)
@@ -83,7 +83,6 @@ def write_report(
         "best step": checkpoint.state.step,
         "time": duration(checkpoint.state.seconds),
         "parameters": f"{count_parameters(network):,}",
-        "x": f"{size} × {spec.channels}",
         "data": data or config.data or spec.name,
     }
     outputs = result.get("outputs") or {}
@@ -92,7 +91,7 @@ def write_report(
     template = files("mdlstm_tk.report").joinpath("report.html").read_text("utf-8")
     page = Environment(autoescape=True, finalize=_shown, **how).from_string(template)
     text = page.render(
-        title=f"{title} {size}",
+        title=f"{title} {format_size(spec.size)}",
         facts=[*facts.items()],
         split=result.get("split"),
         crop=f", cropped to {config.crop}" if config.crop else "",
@@ -118,15 +117,14 @@ def _task_of(checkpoint: Checkpoint, data: str) -> Task | None:
         if config.data:
             raise InputError("the run was trained on data of yours; name them with --data PATH")
         task = make_task(replace(config, data=data))
+        if task.digest != checkpoint.state.data:
+            raise InputError("the run was trained on a task of its own")
     except (InputError, MissingExtraError) as error:
         if data:
             raise
         log.info("no examples: %s", error)
         return None
     task.spec = spec
-    if task.digest != checkpoint.state.data:
-        log.info("no examples: the run was trained on a task of its own")
-        return None
     return task
 
 

@@ -96,9 +96,8 @@ def draw_comparison(folder: str | Path) -> list[Path]:
     """
     runs: dict[str, list[list[Record]]] = {}
     for model, entry in json.loads(Path(folder, "summary.json").read_bytes()).items():
-        if "hidden" in entry:  # others are methods without a network
-            names = [f"{model}-{seed}" for seed in range(len(entry["seconds"]))]
-            runs[model] = [Run(Path(folder, name)).read_metrics() for name in names]
+        if "seeds" in entry:  # others are methods without a network
+            runs[model] = [Run(Path(folder, f"{model}-{k}")).read_metrics() for k in entry["seeds"]]
     paths = []
     for name in _names(next(iter(runs.values()))[0]):
         figure = Figure(figsize=(7, 4.5), layout="constrained")

@@ -47,8 +47,8 @@ def compare(
         on_step: as of `train`, with the name of the run in front.
 
     Returns:
-        The folder; and by network, or method without one: "hidden", "parameters", and lists over the seeds:
-        "seconds" and the errors of the best weights by name, on test data if there are any.
+        The folder; and by network, or method without one: "hidden", "parameters", "seeds" and lists over
+        these: "seconds" and the errors of the best weights by name, on test data if there are any.
 
     Raises:
         InputError: the runs would not be comparable, or as of `train`.
@@ -73,7 +73,7 @@ def compare(
             shown = partial(on_step, run.name) if on_step else None
             result = train(chosen, run, task=task, force=force, on_step=shown)
             entry = results.setdefault(name, {"hidden": chosen.hidden, "parameters": result["parameters"]})
-            for key, value in {"seconds": result["seconds"], **result["errors"]}.items():
+            for key, value in {"seeds": seed, "seconds": result["seconds"], **result["errors"]}.items():
                 entry.setdefault(key, []).append(value)
         for method, errors in task.baselines(seed).items():
             for key, value in errors.items():

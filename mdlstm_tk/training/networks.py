@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.data.task import Task, TaskSpec
+from mdlstm_tk.data.task import Dataset, Task, TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.models.normalized import Normalized
 from mdlstm_tk.models.registry import create, default_windows, model_options
@@ -75,7 +75,7 @@ def head_names(config: TrainConfig, spec: TaskSpec) -> set[str]:
 def with_windows(config: TrainConfig, task: Task) -> TrainConfig:
     """The configuration with windows that leave at most `MAX_POSITIONS` of each of the user's samples."""
     is_md = config.model == "md" and "windows" in model_options("md", task.spec.kind)
-    if config.windows or not config.data or not is_md:
+    if config.windows or not config.data or not is_md or not isinstance(task, Dataset):
         return config
     ndim = len(task.spec.size)
     first, *later = (default_windows("md", task.spec.kind) if ndim == 2 else None) or ((1,) * ndim,)

@@ -121,7 +121,7 @@ def test_models_and_tasks_are_described(tmp_path: Path) -> None:
 
 def test_a_comparison_shows_what_its_runs_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "LINE_SECONDS", -1)  # a line for each step
-    small = ("--steps", 3, "--seeds", 2, "--size", 4, "--evaluate-every", 3)
+    small = ("--steps", 3, "--seed", 5, "--seeds", 2, "--size", 4, "--evaluate-every", 3)
     words = ("compare", *small, "-o", tmp_path / "c")
     done = succeed(*words, "--json")
     results = json.loads(done.out)["results"]

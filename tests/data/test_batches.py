@@ -102,7 +102,7 @@ def test_samples_of_similar_shape_share_a_batch() -> None:
     rng = np.random.default_rng(0)
     extents = rng.integers(1, 60, (200, 2))
     samples = [(np.ones((*each, 1), np.float32), 0) for each in extents]
-    spec = TaskSpec("t", "classify", 1, 2, (1, 1), ("a", "b"))
+    spec = TaskSpec("t", "classify", 1, 2, tuple(extents.max(axis=0).tolist()), ("a", "b"))
     bucketed = Dataset(spec, {"train": samples}, kind_named("classify"), extents=extents)
     plain = Dataset(spec, {"train": samples}, kind_named("classify"))
     padded = [sum(task.batch(0, step, 8).x.size for step in range(25)) for task in (bucketed, plain)]

@@ -232,14 +232,14 @@ def test_the_networks_of_a_comparison_are_drawn(tmp_path: Path, monkeypatch: pyt
     rng, lengths = np.random.default_rng(0), {"md": (30, 25), "lab/net": (30, 30), "old": (30,)}
     losses = {model: [rng.random(n) for n in counts] for model, counts in lengths.items()}
     for model, seeds in losses.items():
-        for seed, values in enumerate(seeds):
+        for seed, values in enumerate(seeds, 7):
             run = Run(tmp_path / f"{model}-{seed}")
             run.folder.mkdir(parents=True)
             pairs = enumerate(values.tolist(), 1)
             records = [{"step": k, "loss": v, "validation": {"relevant": v}} for k, v in pairs]
             run.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
     losses.pop("old")
-    summary = {name: {"hidden": 1, "seconds": [1.0] * 2} for name in losses} | {"k-NN": {"error": [0.5]}}
+    summary = {name: {"seeds": [7, 8]} for name in losses} | {"k-NN": {"error": [0.5]}}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     assert [path.name for path in draw_comparison(tmp_path)] == ["loss.png", "relevant.png"]
     for figure, of in zip(figures, (running_mean, np.asarray), strict=True):

@@ -46,7 +46,7 @@ def test_a_comparison_trains_every_network_on_the_same_data(tmp_path: Path) -> N
     folder, results = compare(configure(size="4", hidden=4, **SMALL), tmp_path / "c", seeds=2, on_step=note)
     names = model_names("grid")
     assert [*results] == names and len(seen) == 2 * 8 * len(names)
-    assert seen[-1].endswith("-1 8")
+    assert seen[-1].endswith("-1 8") and results[names[0]]["seeds"] == [0, 1]
     assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(results))
     for name in names:
         assert len(results[name]["relevant"]) == len(results[name]["seconds"]) == 2
