@@ -94,8 +94,7 @@ def export(
     console.note(f"exporting {run}", least=2)
     settings: Any = {"padded": padded, "multiple_of": multiple_of, "dtype": dtype, "atol": atol}
     if web:
-        grid = size[0] if size else None
-        settings |= {"grid": grid, "form": form or "scan", "force": force}
+        settings |= {"grid": sizes[0], "form": form or "scan", "force": force}
         reports = [_export_page(run, web, web_runtime, data or "", settings)]
     else:
         reports = [export_run(run, output, grid=g, form=form, force=force, **settings) for g in sizes]

@@ -43,6 +43,7 @@ def test_help_fits_eighty_columns(verb: str) -> None:
         wide = succeed("train", "--help").out
         for each in fields(TrainConfig):
             assert f"--{each.name.replace('_', '-')} " in wide and each.metadata["panel"] in wide
+        assert ["--model" in line for line in wide.splitlines() if " -m " in line] == [True]
     elif not verb:
         assert all(name in done.out for name in VERBS)
         assert succeed("--version").out == f"mdlstm-tk {__version__}\n"
@@ -83,12 +84,12 @@ def test_the_four_commands(tmp_path: Path) -> None:
     assert json.loads(done.out)["bytes"] == size
     assert done.err.splitlines()[:1] == [f"{page}: {size / 1024:.0f} KiB; open it in a browser"]
     assert "next: mdlstm infer FILE -m runs/md-8x8/model-" in done.err
-    succeed("train", "--resume", "runs/md-8x8", "--steps", 25, cwd=tmp_path)
+    succeed("train", "--resume", "runs/md-8x8", "--steps", 125, cwd=tmp_path)
     values, metrics = json.loads(succeed("info", run, "--json").out), [*Run(run).read_metrics()]
     best = next(each for each in metrics if each["step"] == values["best_step"])
     assert values["best_score"] == best["validation"]["relevant_mean"]
-    assert values["last_100_loss"] == pytest.approx(mean(each["loss"] for each in metrics))
-    assert (values["steps_done"], values["exports"]) == (25, ["model-2x3.onnx", "model-4x4.onnx"])
+    assert values["last_100_loss"] == pytest.approx(mean(each["loss"] for each in metrics[-100:]))
+    assert (values["steps_done"], values["exports"]) == (125, ["model-2x3.onnx", "model-4x4.onnx"])
     assert 0 <= values["training_seconds"] == round(values["training_seconds"], 1)
     err = succeed("info", run).err
     assert "has gone on since" in err and f"next: mdlstm infer FILE -m {run}/model-2x3.onnx" in err
@@ -142,8 +143,8 @@ def test_samples_are_arrays_or_a_picture(tmp_path: Path, density_run: Run) -> No
     done = succeed("sample", run, "-n", 2, "-o", "s.npy", "--size", "5x6", "--json", cwd=tmp_path)
     assert json.loads(done.out)["images"] == 2 and np.load(tmp_path / "s.npy").shape[:3] == (2, 5, 6)
     assert done.err.startswith("s.npy: 2 of 5x6, ") and "next: mdlstm export" in done.err
-    done = succeed("sample", run, "-n", 2, "--size", 5, cwd=tmp_path)
-    assert done.out == "" and done.err.startswith("samples.png: 2 of 5x5, ")
+    done = succeed("sample", run, "--size", 5, cwd=tmp_path)
+    assert done.out == "" and done.err.startswith("samples.png: 64 of 5x5, ")
     assert Image.open(tmp_path / "samples.png").size[0] > 0
     assert mdlstm("sample", run, cwd=tmp_path).code == 2  # it exists
 
@@ -201,6 +202,14 @@ def test_what_a_training_says_is_in_its_run(
         assert (done.out, done.err) == ("", "")
 
 
+@pytest.mark.parametrize("words", [("--processes", 2), ("--processes=2",)])
+def test_processes_train_with_the_same_words(words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[Any] = []
+    monkeypatch.setattr("mdlstm_tk.cli.train._launch", lambda *given: launched.append(given) or 0)
+    succeed("train", *words, "--steps", 3)
+    assert launched == [(2, ["train", "--steps", "3"])]
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A folder with models, an array and an image."""
@@ -237,7 +246,7 @@ def test_messages_of_many_files(place: Path, monkeypatch: pytest.MonkeyPatch) ->
     names = [f"x{k}.npy" for k in range(25)]
     for name in names:
         np.save(place / name, np.eye(8))
-    clock = SimpleNamespace(perf_counter=count(100, 2).__next__)  # a file each two seconds
+    clock = SimpleNamespace(perf_counter=count(3, 2).__next__)  # a file each two seconds
     monkeypatch.setattr("mdlstm_tk.cli.infer.time", clock)
     first, *lines = succeed("infer", *names, "-m", "m.onnx", cwd=place).err.splitlines()
     assert all(line.endswith(" 0.5 files/s") for line in lines[:-1])
