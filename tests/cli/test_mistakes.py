@@ -21,6 +21,7 @@ MISTAKES: dict[str, tuple[int, str]] = {  # the command: exit code, and what the
     "--import broken.py doctor": (1, "SyntaxError"),
     "--import large.py doctor": (1, "smaller size"),
     "--import stop.py doctor": (130, "interrupted"),
+    "--import full.py doctor": (1, "disk: full"),
     # files
     "infer nix.npy -m m.onnx": (2, "nix.npy"),
     "infer -m m.onnx -- -q": (2, "file -q"),
@@ -102,6 +103,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "broken.py").write_text("def")
     (folder / "large.py").write_text("raise MemoryError")
     (folder / "stop.py").write_text("raise KeyboardInterrupt")
+    (folder / "full.py").write_text("raise OSError(28, 'full', 'disk')")
     (folder / "bad.toml").write_text("steps = ")
     (folder / "empty").mkdir()
     (folder / "classes" / "cat").mkdir(parents=True)

@@ -62,6 +62,7 @@ def test_the_diagonal_is_that_of_the_original_task() -> None:
         ones = np.argwhere(x[..., 0] == 1).reshape(64, 2, 3)
         assert (ones[:, 1, 1:] - ones[:, 0, 1:] == 1).all()
         assert (np.sort(x.reshape(64, -1))[:, :-2] < 0.1).all()
+        assert y.mean() == pytest.approx(task.spec.target_mean[0], rel=0.05)
     assert task.batch(0, 64 // 16, 16, "validation").x.shape == (16, 32, 32, 1)
     with pytest.raises(InputError):
         make_task(configure(size="2x9"))
@@ -74,6 +75,8 @@ def test_textures_of_splits_never_overlap_and_fields_have_their_spectrum() -> No
     wanted = np.square(task.amplitude) * x[0].size
     assert np.allclose(spectrum[0, 1:3], wanted[0, 1:3], rtol=0.3) and spectrum[0, 0] < 1e-6
     assert x.std() == pytest.approx(task.spec.std[0], rel=0.1)
+    sums = {"numbers": np.array([[x.size, 0, 0, np.square(x).sum(), 0]])}  # predicts 0
+    assert task.measures(sums, task.spec)["unexplained"] == pytest.approx(1, rel=0.2)
     textures: Any = built_in("textures")
     for parts in zip(*textures.photographs.values(), strict=True):
         assert len({part.tobytes() for part in parts}) == 3 and sum(part.shape[1] for part in parts) <= 1000

@@ -146,6 +146,7 @@ def thresholds() -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
     yield np.array([-2.0, -1.0, 1.0, 2.0]), np.array([0, 0, 0, 1]), 0.8
     yield np.array([-1.0, 1.0]), np.array([0, 1]), 0.5  # of equal ones the nearest to a half
     yield np.array([-1.0, 1.0]), np.array([0, 0]), 0.5
+    yield np.array([-100.0, 100.0]), np.array([0, 1]), 0.5
 
 
 @pytest.mark.parametrize(("scores", "y", "best"), list(thresholds()))
