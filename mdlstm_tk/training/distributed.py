@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from dataclasses import dataclass
 from typing import TypeVar
@@ -93,7 +94,15 @@ def join(device: str) -> Group:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        atexit.register(leave)
     return Group(pick_device(device), dist.get_rank(), dist.get_world_size())
+
+
+def leave() -> None:
+    """Leave the processes that `join` joined. Gloo's threads would end an interpreter that exits with
+    "terminate called without an active exception" now and then."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def pick_device(device: str) -> torch.device:
