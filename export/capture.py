@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from typing import Any
 import onnx
 import torch
 from onnx import defs
+from onnx_ir.passes.common import NameFixPass
 from onnxscript import opset18 as op
 from onnxscript import optimizer, values
 from torch import Tensor, nn
@@ -26,13 +27,13 @@ from mdlstm_tk._util.text import reason_of
 from mdlstm_tk.cells.step import cell_of_graph
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export.conditions import SMALL, Conditions, expr_of
-from mdlstm_tk.export.network import LOCK, without_autocast
 from mdlstm_tk.export.torch_ops import TRANSLATIONS, inexact_rounding
 from mdlstm_tk.inputs import TENSORS, SweepInputs
 
 DOMAIN = "mdlstm"
 OPSET = 18  # has LayerNormalization (from 17 on); ONNX Runtime 1.20, the oldest supported, reads up to 21
 IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
+LOCK = threading.RLock()  # of what an export changes in this process
 AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 
 
@@ -103,7 +104,7 @@ def capture(
                 f"torch cannot export {name}: its forward rounds what it computes from an extent, which a "
                 "file has in float32; compute it with integers, such as 7 * n // 10"
             )
-        with silenced(), without_autocast():
+        with silenced():
             written = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -118,14 +119,14 @@ def capture(
             optimizer.inline(written.model)
             optimizer.fold_constants(written.model, onnx_shape_inference=True)
             optimizer.remove_unused_nodes(written.model)
+            NameFixPass()(written.model)  # torch gives the name of an output to another value, too
     except MDLSTMError:
         raise
     except Exception as error:  # of all kinds, which an operator or torch raises
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        raise MDLSTMError(f"torch cannot export {name}: {_explained(cause)}") from error
-    _keep_names(written.model.graph, {*inputs, *output_names})
+        raise MDLSTMError(f"torch cannot export {name}: {reason_of(cause)}") from error
     model: onnx.ModelProto = written.model_proto
     output = next(node for node in program.graph.nodes if node.op == "output")
     shapes = [[*map(expr_of, node.meta["val"].shape)] for node in output.args[0]]
@@ -144,7 +145,7 @@ def traced(
     """The program of a network, with these axes of its inputs free."""
     first, *further = (dict.fromkeys(of_input, torch.export.Dim.AUTO) for of_input in axes.values())
     is_network = hasattr(network, "names")  # it takes the further inputs as *further
-    with silenced(), without_autocast(), torch.no_grad():
+    with silenced(), torch.no_grad():
         return torch.export.export(
             network,
             tuple(inputs.values()),
@@ -152,29 +153,6 @@ def traced(
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )
-
-
-def _explained(error: BaseException) -> str:
-    """The reason of an error of torch in one line, with the user's line where torch names it."""
-    text = str(error)
-    if "data-dependent" in text or "vmap" in text:
-        lines = re.findall(r'File "([^"]+)", line (\d+)[^\n]*\n\s+(\S[^\n]*)', text)
-        own = [
-            f" ({f}:{n}: {line})" for f, n, line in lines if not {"torch", "mdlstm_tk"} & {*f.split("/")}
-        ]
-        return (
-            "its forward decides by values, where a file has one graph; use torch.where" + (own or [""])[-1]
-        )
-    return reason_of(error)
-
-
-def _keep_names(graph: Any, names: set[str]) -> None:
-    """Rename values inside of a graph that have the name of an input or output: torch names those as it is
-    told, also if another value, such as that of torch.mean, has that name."""
-    declared = {*graph.inputs, *graph.outputs}
-    for value in (value for node in graph.all_nodes() for value in node.outputs):
-        if value.name in names and value not in declared:
-            value.name = f"{value.name}/inner"
 
 
 def _translate(*arguments: Any) -> Any:
@@ -222,12 +200,15 @@ def _register_schema() -> None:
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Suppress the exporter's notes, its warnings, and the pages of a graph that it prints before an error.
+    """Suppress the exporter's notes, its warnings, and the pages of a graph that it prints before an error;
+    and the caller's autocast.
 
     One thread at a time: levels of logging and filters of warnings belong to the process, and two threads
     would restore each other's.
     """
-    with LOCK:
+    # A captured network loses the names of its modules inside of a context of autocast.
+    is_on = torch.is_autocast_enabled("cpu")
+    with LOCK, torch.autocast("cpu", enabled=False) if is_on else contextlib.nullcontext():
         disabled = logging.root.manager.disable
         logging.disable(max(disabled, logging.ERROR))
         try:

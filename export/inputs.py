@@ -18,7 +18,6 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.conditions import SMALL
 from mdlstm_tk.export.network import (
     Network,
-    OutputError,
     Outputs,
     find_layout,
     grid_of,
@@ -341,8 +340,6 @@ def find_grids(inputs: Inputs, exact: Network) -> dict[str, Outputs]:
         if grid not in found and grid not in refused:
             try:
                 found[grid] = exact.run(inputs.arrays(grid, 3))
-            except OutputError:
-                raise
             except InputError as error:
                 refused[grid] = error
         return grid in found

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -24,13 +22,8 @@ from mdlstm_tk.io import Array
 from mdlstm_tk.layer import MDLSTM
 
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
-LOCK = threading.RLock()  # of what an export changes in this process
 
 Outputs = dict[str, Array]
-
-
-class OutputError(InputError):
-    """A network returns something that cannot be the outputs of a file, whatever it takes."""
 
 
 class Network(nn.Module):
@@ -76,7 +69,7 @@ class Network(nn.Module):
         return other
 
     def call(self, x: Tensor, **further: Tensor) -> dict[str, Tensor]:
-        """The outputs by name, in the dtype of the network, whatever autocast says."""
+        """The outputs by name, in the dtype of the network."""
 
         def cast(value: Tensor) -> Tensor:
             return value.to(self.dtype) if value.is_floating_point() else value
@@ -84,8 +77,7 @@ class Network(nn.Module):
         x = x.long() if self.integer and x.is_floating_point() else cast(x)
         if not self.channel_axis:
             x = x.squeeze(-1 if self.channels_last else 1)
-        with without_autocast():
-            result = self.module(x, **{name: cast(value) for name, value in further.items()})
+        result = self.module(x, **{name: cast(value) for name, value in further.items()})
         return named_outputs(result, self.name, self.output_names)
 
     def forward(self, x: Tensor, *further: Tensor) -> tuple[Tensor, ...]:
@@ -97,7 +89,7 @@ class Network(nn.Module):
             x = torch.where(
                 valid_mask(grid_of(x, self.channels_last), named["sizes"]).unsqueeze(axis), x, 0
             )
-        with Capturing(self.dtype):
+        with Capturing():
             outputs = self.call(x, **named)
         results = [y.float() if y.is_floating_point() else y for y in outputs.values()]
         return tuple(y.clone() if any(y is each for each in (x, *further)) else y for y in results)
@@ -122,9 +114,12 @@ class Network(nn.Module):
             arrays["sizes"] = np.array([grid] * len(arrays["x"]))
         is_exact = self.dtype is torch.float64
         try:
-            with _InFloat64() if is_exact else contextlib.nullcontext():  # type: ignore[no-untyped-call]
+            with (
+                torch.autocast("cpu", enabled=False),
+                _InFloat64() if is_exact else contextlib.nullcontext(),  # type: ignore[no-untyped-call]
+            ):
                 tensors = self.call(**{name: torch.from_numpy(value) for name, value in arrays.items()})
-        except OutputError:
+        except InputError:
             raise
         except Exception as error:  # of all kinds
             shapes = ", ".join(f"{name} of shape {value.shape}" for name, value in arrays.items())
@@ -132,7 +127,7 @@ class Network(nn.Module):
         outputs = {name: y.numpy() for name, y in tensors.items()}
         for name, y in outputs.items():
             if not y.ndim or len(y) != len(arrays["x"]):
-                raise OutputError(f"{self.name} returns '{name}' {y.shape} for {len(arrays['x'])} samples")
+                raise InputError(f"{self.name} returns '{name}' {y.shape} for {len(arrays['x'])} samples")
             if not y.size or not np.isfinite(y).all():
                 value = "NaN or infinity" if y.size else "nothing"
                 raise InputError(f"{self.name} returns {value} as '{name}' for x {arrays['x'].shape}")
@@ -181,31 +176,13 @@ def mdlstm_layers(network: nn.Module) -> Iterator[MDLSTM]:
     return (module for module in network.modules() if isinstance(module, MDLSTM))
 
 
-@contextlib.contextmanager
-def without_autocast() -> Iterator[None]:
-    """Turn autocast off in this thread, also where a network turns it on: a file has the precision that the
-    export names, and its reference float64."""
-    enter: Any = torch.autocast.__enter__
-    thread = threading.get_ident()
-
-    def enter_disabled(context: Any) -> Any:
-        context._enabled &= threading.get_ident() != thread
-        return enter(context)
-
-    # A captured network loses the names of its modules inside of a context of autocast.
-    is_on = torch.is_autocast_enabled("cpu")
-    off = torch.autocast("cpu", enabled=False) if is_on else contextlib.nullcontext()
-    with LOCK, off, mock.patch.object(torch.autocast, "__enter__", enter_disabled):
-        yield
-
-
 def named_outputs(result: Any, network: str, names: Sequence[str] | None = None) -> dict[str, Tensor]:
     """The tensors that a network, called `network` in messages, returned as a tensor, tuple, list or dict.
 
     Their names are `names`, else the keys of a dict, or "y", "y1", "y2", …
 
     Raises:
-        OutputError: `result` is of another type, or `names` has another length, or two names are equal.
+        InputError: `result` is of another type, or `names` has another length, or two names are equal.
     """
     if not isinstance(result, Mapping):
         values = result if isinstance(result, tuple | list) else [result]
@@ -214,12 +191,12 @@ def named_outputs(result: Any, network: str, names: Sequence[str] | None = None)
     names = own if names is None else list(names)
     if not values or any(not isinstance(value, Tensor) or value.is_complex() for value in values):
         got = ", ".join(str(getattr(value, "dtype", type(value).__name__)) for value in values)
-        raise OutputError(
+        raise InputError(
             f"{network} returns {got or 'nothing'}, expected a tensor of real numbers, or a tuple, list "
             "or dict of such; wrap it in a module that returns that"
         )
     if len(names) != len(own) or len({*names}) < len(names) or not all(names):
-        raise OutputError(
+        raise InputError(
             f"{network} returns the outputs {', '.join(own)}, which need as many different names, got "
             f"{', '.join(map(repr, names))}; give them as output_names=..."
         )

@@ -16,10 +16,7 @@ from onnxscript import opset18 as op
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
-HALVES = (torch.float16, torch.bfloat16)
-CONVERSIONS = {torch.Tensor.half, torch.Tensor.bfloat16, torch.Tensor.float}
 ROUNDING = (math.floor, math.ceil, math.trunc, round)
 
 # For each layer of torch: the order in which ONNX has its gates, and its activations where it may choose.
@@ -45,27 +42,15 @@ torch.library.register_fake("mdlstm::recurrent", _fake)
 
 
 class Capturing(TorchFunctionMode):
-    """While it is active, operations have what torch can capture; and floats have the dtype of the file,
-    where forward asks for another one: a file has the precision that the export names."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-        self.others = HALVES if dtype is torch.float32 else (torch.float32, *HALVES)
+    """While it is active, operations have what torch can capture."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = tree_map(self._converted, (args, kwargs or {}))
-        name = getattr(func, "__name__", "")
-        if func in CONVERSIONS:
-            return args[0].to(self.dtype)
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
         if name in RECURRENT and len(args) == 9 and isinstance(args[3], bool):  # else a packed sequence
             return _recurrent(name, *args)
         if func is torch.linspace and isinstance(kwargs.get("steps", [*args, 0, 0, 0][2]), torch.SymInt):
             return _linspace(*args, **kwargs)
         return REPLACED.get(func, func)(*args, **kwargs)
-
-    def _converted(self, value: Any) -> Any:
-        return self.dtype if isinstance(value, torch.dtype) and value in self.others else value
 
 
 def _linspace(start: float, end: float, steps: int, **options: Any) -> Tensor:

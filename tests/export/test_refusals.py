@@ -94,7 +94,9 @@ def test_a_path_that_no_file_can_have(tmp_path: Path) -> None:
 
 
 class AnyDtype(nn.Module):
-    """Asks for dtypes of its own."""
+    """Asks for dtypes of its own; for narrow ones if it is told to."""
+
+    narrow = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,14 +105,14 @@ class AnyDtype(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         body: Tensor = self.body(x)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.narrow):
             inside = self.head(body).float()
         return {
             "eye": body @ torch.eye(3),
             "zeros": self.recurrent(body.mean(1), torch.zeros(1, x.shape[0], 2))[0],
             "softmax": self.head(body.softmax(-1, dtype=torch.float32)),
-            "autocast": inside,
-            "half": body.half().float() / 255,
+            "head": inside,
+            "body": body.half().float() if self.narrow else body,
             "tiles": tiling.checkpointed(self.body, x, tile=2),
         }
 
@@ -121,9 +123,15 @@ def test_tensors_of_any_dtype_in_forward_are_compared_in_float64(tmp_path: Path)
     with torch.autocast("cpu", dtype=torch.bfloat16):  # off in the export, and on after it
         report = export_onnx(net, tmp_path / "m.onnx", x)
         assert net.head(net.body(x)).dtype == torch.bfloat16
-    y, exact = Session(report.path, "cpu")(x.numpy()), float64_reference(net)(x.numpy())
+        exact = float64_reference(net)(x.numpy())
+    y = Session(report.path, "cpu")(x.numpy())
     for name, truth in exact.items():
         np.testing.assert_allclose(y[name], truth, rtol=0, atol=1e-5, err_msg=name)
+    net.narrow = True
+    for name, truth in float64_reference(net)(x.numpy()).items():
+        np.testing.assert_array_equal(truth, exact[name], err_msg=name)
+    with pytest.raises(MDLSTMError):
+        export_onnx(net, tmp_path / "narrow.onnx", x)
 
 
 def test_weights_that_are_computed_are_exported(tmp_path: Path) -> None:
