@@ -14,6 +14,17 @@ if os.name == "posix":
     import fcntl
 
 TEMPORARY_SUFFIX = ".mdlstm-tmp"
+_locks: set[int] = set()  # descriptors that this process holds
+
+
+def _leave_locks() -> None:
+    """Close the copies of a forked process, such as a loader's worker, which outlives a killed one."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_locks)
 
 
 def is_empty(folder: Path) -> bool:
@@ -49,10 +60,10 @@ def locked(folder: Path, advice: str) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise MDLSTMError(f"another process works in {folder}; wait for it, or {advice}") from None
+        _locks.add(lock)
         yield
     finally:
-        with suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough: forked processes have a copy
+        _locks.discard(lock)
         os.close(lock)
 
 

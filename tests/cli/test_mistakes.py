@@ -64,7 +64,7 @@ MISTAKES: dict[str, tuple[int, str]] = {  # the command: exit code, and what the
     "export --form tiles --web page": (2, "tiles"),
     "export --size 8 --size 9 --web page": (2, "one size"),
     "export --web-runtime a.tgz": (2, "--web DIR"),
-    "export nix --size 8 --size 9 -o a.onnx": (2, "folder"),
+    "export nix --size 8 --size 9 -o a.onnx": (2, "2 sizes"),
     "infer x.npy -m m.onnx --top 3": (2, "top"),
     "infer x.npy -m m.onnx --batch-size 0": (2, "--batch-size"),
     "infer x.npy -m m.onnx --format zip": (2, "--format"),

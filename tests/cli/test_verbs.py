@@ -149,7 +149,7 @@ def test_samples_are_arrays_or_a_picture(tmp_path: Path, density_run: Run) -> No
     assert mdlstm("sample", run, cwd=tmp_path).code == 2  # it exists
 
 
-@pytest.mark.parametrize("options", ["", "--validation 0", "--crop 4 --minutes 0.02"])
+@pytest.mark.parametrize("options", ["--best-by iou", "--validation 0", "--crop 4 --minutes 0.02"])
 def test_what_a_training_says_is_in_its_run(
     options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +194,9 @@ def test_what_a_training_says_is_in_its_run(
     assert ("prediction.png" in wrote) == held_out
     assert following == f"next: mdlstm export {run.folder} --form scan"
     if steps and held_out:
+        values = json.loads(succeed("info", run.folder, "--json").out)
+        measures = {each["step"]: each.get("validation") for each in run.read_metrics()}
+        assert values["best_score"] == measures[values["best_step"]]["iou"] > 0
         monkeypatch.setattr(console, "LINE_SECONDS", 1e9)  # a line for each tenth
         done = succeed("train", "--resume", run.folder, "--steps", 60)
         tenths = [each.split()[0] for each in done.err.splitlines() if "loss" in each]

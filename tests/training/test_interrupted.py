@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +22,7 @@ import torch
 from helpers.layouts import samples, write
 from helpers.processes import fork_server
 
+from mdlstm_tk._util.folders import locked
 from mdlstm_tk.data import Dataset, TaskSpec
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.kinds import kind_named
@@ -163,6 +165,34 @@ def test_a_run_that_is_stopped_again_and_again_equals_a_whole_one(
             rename(data, stops)
     assert stops > 1
     assert_equal(run, whole(name))
+
+
+LOCKED = """import os, sys, time
+from pathlib import Path
+from mdlstm_tk._util.folders import locked
+with locked(Path(sys.argv[1]), ""):
+    worker = os.fork()
+    if worker:
+        print(worker, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+def test_a_folder_is_free_once_its_process_is_killed_though_a_worker_lives_on(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", LOCKED, tmp_path], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        worker = int(process.stdout.readline())
+        try:
+            with pytest.raises(MDLSTMError), locked(tmp_path, ""):
+                pass
+            process.kill()
+            process.wait()
+            with locked(tmp_path, ""), pytest.raises(MDLSTMError), locked(tmp_path, ""):
+                pass
+        finally:
+            process.kill()
+            os.kill(worker, signal.SIGKILL)
 
 
 def test_a_longer_run_equals_one_that_was_begun_so(tmp_path: Path, whole: Callable[[str], Run]) -> None:
