@@ -35,7 +35,6 @@ Cases = dict[str, dict[str, Array]]  # all inputs but `sizes` by name, x first; 
 MAIN, ENLARGEMENTS = (17, 23, 19), (1, 3, 7)
 MAX_POSITIONS = 2**14  # of a grid that is chosen here
 LARGE, LARGEST = 64, 2**16  # extents, and positions, of the largest grid
-ZEROS = "zeros"  # the case, which some networks do not take
 
 
 @dataclass(frozen=True)
@@ -170,13 +169,9 @@ class Inputs:
         return {"x": x, **sizes, **dict(zip(self.further, further, strict=True))}
 
     def cases(self) -> Cases:
-        """Random inputs on `grids`, one more on the main grid, zeros, and the example."""
+        """Random inputs on `grids`, one more on the main grid, and the example."""
         cases = random_cases(self.arrays, self.grids, [0])
         cases |= random_cases(self.arrays, [self.main], [1])
-        low, high = self.draws["x"].range or (0, 0)
-        if low <= 0 <= high and self.draws["x"].function is None:  # what a blank image is
-            blank = self.arrays(self.main, 1)
-            cases[ZEROS] = {**blank, "x": np.zeros_like(blank["x"])}
         x = self.example
         if x is not None and self.like(grid_of(x, self.channels_last)) == grid_of(x, self.channels_last):
             example = self.arrays(grid_of(x, self.channels_last), len(x))
