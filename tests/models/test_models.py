@@ -11,6 +11,7 @@ import torch
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_named, kind_names
+from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models import Normalized, create, model_names, model_options, register
 from mdlstm_tk.models.blocks import depth_to_space, fill_padding
 from mdlstm_tk.tiling.stages import TileStages, stages_of
@@ -188,6 +189,17 @@ def test_weights_have_the_names_of_1_0_and_levels_their_units() -> None:
     for hidden, of_first in ((1, 1), (3, 2), (8, 4)):
         network: Any = create("md", 1, 2, kind="transcribe", hidden=hidden)
         assert [level.hidden_size for level in network.encoder.levels] == [of_first, hidden]
+
+
+def test_memory_is_short_at_first() -> None:
+    for cell, role, value in (("graves", "forget", -2.0), ("leaky", "leak", 2.0)):
+        torch.manual_seed(0)
+        body: Any = create("md", 1, 1, hidden=3, cell=cell).body
+        torch.manual_seed(0)
+        plain = MDLSTM(1, 3, cell=cell, directions=1).bias_l0.unflatten(1, (-1, 3))
+        for row, gate in enumerate(body.definition.gates(2)):
+            expected = torch.full((1, 3), value) if gate.role == role else plain[:, row]
+            assert torch.equal(body.bias_l0.unflatten(1, (-1, 3))[:, row], expected), gate
 
 
 def test_heads_join_many_positions_and_spread_windows() -> None:

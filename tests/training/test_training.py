@@ -127,6 +127,19 @@ def test_the_average_follows_the_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("fresh_registries")
+def test_recurrent_weights_alone_decay(tmp_path: Path) -> None:
+    """Without a gradient, which one clipped to almost nothing is, Adam leaves the others as they are."""
+    weights = []
+    for steps, decay in ((1, 0.0), (2, 0.0), (1, 2.0)):
+        run, words = Run(tmp_path / f"{steps}-{decay}"), {"clip": 1e-30, "lr": 1e-3, "weight_decay": decay}
+        train(configure(**{**SMALL, "steps": steps, **words}), run.folder)
+        weights.append(load_checkpoint(run.last).network().state_dict())
+    for name, start in weights[0].items():
+        factor = 1 - 2e-3 if "weight_hh" in name else 1.0
+        torch.testing.assert_close(weights[1][name], start, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(weights[2][name], factor * start, rtol=1e-6, atol=1e-9)
+
+
 def test_further_predictions_count_in_the_loss_alone(tmp_path: Path) -> None:
     """A network may return a tuple in training: the loss adds 0.3 of each further one."""
 
