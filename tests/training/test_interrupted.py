@@ -171,9 +171,8 @@ LOCKED = """import os, sys, time
 from pathlib import Path
 from mdlstm_tk._util.folders import locked
 with locked(Path(sys.argv[1]), ""):
-    worker = os.fork()
-    if worker:
-        print(worker, flush=True)
+    if os.fork() == 0:  # the worker, which has left the lock when it says so
+        print(os.getpid(), flush=True)
     time.sleep(600)
 """
 
