@@ -24,8 +24,10 @@ from mdlstm_tk.data import Task
 from mdlstm_tk.data.user_data import data_of_run
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.kinds.panels import Panel
 from mdlstm_tk.report import draw_comparison, write_report
 from mdlstm_tk.report.examples import SHOWN, WORST, look_at
+from mdlstm_tk.report.plots import draw_panels
 from mdlstm_tk.training import Run, evaluate, load_checkpoint, make_task
 from mdlstm_tk.training.evaluation import add_up, measures_of
 
@@ -218,6 +220,33 @@ def test_a_run_without_held_out_data_or_metrics_has_a_page(tmp_path: Path) -> No
     run.metrics.unlink()
     write_report(run)
     assert Page(run).images == []
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (4, 20)])
+def test_pictures_stand_under_their_names_in_rows(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr("mdlstm_tk.report.plots._save", lambda figure, path: figures.append(figure))
+    panels = [
+        Panel(
+            f"panel {k}\n" + k * "word " * 9, np.full((*shape, 3), k, np.uint8), None, {f"c{k}": (k, 0, 9)}
+        )
+        for k in range(7)
+    ]
+    draw_panels(Path("a.png"), "$title", [[panel] for panel in panels])
+    draw_panels(Path("b.png"), "", [panels[:3], panels[3:6]])
+    shared, own = figures
+    columns = 2 if shape[1] > 3 * shape[0] else 4
+    for figure, among, many in ((shared, panels, columns), (own, panels[:6], 3)):
+        assert figure.axes[0].get_gridspec().ncols == many
+        for panel, axis in zip(among, figure.axes, strict=False):
+            assert np.array_equal(axis.images[0].get_array(), panel.image)
+            title = axis.get_title().split("\n")
+            assert title[0] == panel.name.split("\n")[0] and len(title) <= 4
+            assert (title[-1] == "…") == (panel.name.count("word") > 21)
+        names = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert names == [f"c{k}" for k in range(len(among))]
 
 
 def running_mean(values: Any) -> list[float]:

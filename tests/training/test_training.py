@@ -27,6 +27,7 @@ from mdlstm_tk.training import (
     open_run,
     train,
 )
+from mdlstm_tk.training.checkpoint import State
 
 SMALL = {"hidden": 4, "steps": 6, "batch_size": 4, "evaluate_every": 3}
 
@@ -105,6 +106,7 @@ def test_patience_and_minutes_end_a_training(tmp_path: Path) -> None:
     config = configure(hidden=4, batch_size=4, minutes=1 / 60, schedule="cosine")
     result = train(config, tmp_path / "minutes")
     assert 1 <= result["seconds"] < 30 and "patience" not in result["ending"]
+    assert State(step=3, stale=3).describe(configure(**SMALL)) == "done 3 steps"
     rates = [record["lr"] for record in Run(tmp_path / "minutes").read_metrics()]
     assert len(rates) > 5 and rates[-1] < rates[0] / 10  # the schedule follows the clock
 
@@ -126,7 +128,6 @@ def test_the_average_follows_the_weights(tmp_path: Path) -> None:
         torch.testing.assert_close(after[f"average.{name}"], expected)
 
 
-@pytest.mark.usefixtures("fresh_registries")
 def test_recurrent_weights_alone_decay(tmp_path: Path) -> None:
     """Without a gradient, which one clipped to almost nothing is, Adam leaves the others as they are."""
     weights = []
@@ -140,6 +141,7 @@ def test_recurrent_weights_alone_decay(tmp_path: Path) -> None:
         torch.testing.assert_close(weights[2][name], factor * start, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.usefixtures("fresh_registries")
 def test_further_predictions_count_in_the_loss_alone(tmp_path: Path) -> None:
     """A network may return a tuple in training: the loss adds 0.3 of each further one."""
 
