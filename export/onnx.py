@@ -121,8 +121,8 @@ def export_onnx(
     evaluated in float64, on random inputs and on `example_inputs`, and agree within 1e-5·s, where the scale
     s of an output's feature is its largest absolute value on these inputs. Does float32 suffice? ONNX
     Runtime, on the CPU, agrees with float64 within atol·max(s, 1) + 1e-5·|y|.
-    The file computes what the module computes in eval mode, without autocast and the wrappers of
-    `torch.compile`; the module itself is left unchanged.
+    The file computes what the module computes in eval mode, without the caller's autocast and the wrappers
+    of `torch.compile`; the module itself is left unchanged.
 
         >>> export_onnx(net, "net.onnx", torch.zeros(1, 3, 64, 64))
         >>> export_onnx(net, "net.onnx", grid=(64, 64), channels=3)
